@@ -1,0 +1,51 @@
+"""Background work that survives the end of the process.
+
+The public names are handed on lazily (PEP 562): importing the package imports
+neither asyncio, aiohttp nor sqlite3.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client import HindsightClient
+    from .config import Settings
+    from .errors import ExecutorClosed
+    from .executor import DrainingExecutor
+    from .outbox import Outbox
+    from .writer import RetainWriter
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "DrainingExecutor": "executor",
+    "ExecutorClosed": "errors",
+    "HindsightClient": "client",
+    "Outbox": "outbox",
+    "RetainWriter": "writer",
+    "Settings": "config",
+}
+
+__all__ = [
+    "DrainingExecutor",
+    "ExecutorClosed",
+    "HindsightClient",
+    "Outbox",
+    "RetainWriter",
+    "Settings",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,610 @@
+"""A thread pool whose accepted work is finished at exit, within a bound.
+
+:class:`DrainingExecutor` is a ``concurrent.futures.ThreadPoolExecutor`` for
+background work that must not be lost when the interpreter ends:
+
+* its drain runs *before* the standard library refuses new futures, so a job
+  may still resolve a host name, use an asyncio loop or another executor;
+* the drain is bounded: a job that hangs never holds the process;
+* work that was accepted is run, cancelled or reported, never dropped in
+  silence, also when the executor object itself is gone.
+
+The standard library registers its own exit callback with
+``threading._register_atexit`` while ``concurrent.futures.thread`` is imported.
+Such callbacks run in reverse order, before ``atexit``.  So this module imports
+that one first and registers ONE callback after it; everything in the package
+that must close at exit goes through the ordered phases kept here, because of
+two callbacks the one registered later would run first.
+
+The workers are daemon threads of our own.  The inherited ones are joined
+without a bound by the standard library's callback and again as non-daemon
+threads, so a wedged job would hold exit for ever.  Nothing private of
+``ThreadPoolExecutor`` is used; its constructor runs so that ``isinstance`` and
+``loop.set_default_executor`` accept the class.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+
+# Imported by name: `import concurrent.futures` alone does not load the module
+# whose exit callback ours has to be registered after.
+from concurrent.futures import Future
+from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
+
+from .errors import ExecutorClosed
+
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+__all__ = ["CLOSE", "DRAIN", "SERVE", "DrainingExecutor", "call_at_exit"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("hindsight_exec")
+
+#: Phases of exit, in their order: executors that hold work, then what serves
+#: them while they drain (a resolver pool), then what is left to be closed.
+DRAIN, SERVE, CLOSE = range(3)
+
+#: Seconds that a job has to end after ``on_deadline`` told it to.
+_GRACE = 0.5
+
+_AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+_AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+
+class DrainingExecutor(ThreadPoolExecutor):
+    """A ``ThreadPoolExecutor`` that drains at exit, within ``drain_timeout``.
+
+    Args:
+        max_workers: Number of threads. 1, the default, makes a single writer:
+            jobs run one after the other, in the order of submission. ``None``
+            stands for the standard library's default.
+        thread_name_prefix: Name of the threads, and of the executor in
+            ``repr`` and in warnings.
+        initializer: Called with ``initargs`` at the start of each worker. If
+            it raises, the executor is broken: waiting jobs and further
+            submissions get ``BrokenThreadPool``.
+        initargs: Arguments of ``initializer``.
+        drain_timeout: Seconds that exit waits for accepted jobs. It bounds the
+            exit only; :meth:`shutdown` and ``with`` have a bound of their own.
+        on_closing: Called once, without arguments, when the executor begins
+            to close and before anything waits: the place to cut a sleep short.
+        on_deadline: Called once, without arguments, when a bound has run out
+            while a job was running: the place to cancel that job, which gets
+            half a second to end. The callbacks run on the thread that closes;
+            what they raise is logged. They are kept as long as a worker lives,
+            so a callback that refers to the executor keeps it alive too.
+
+    Raises:
+        ValueError: ``max_workers`` or ``drain_timeout`` is out of range.
+        TypeError: ``initializer`` or a callback is not callable.
+
+    All methods are safe from any thread. None is re-entrant: a signal handler
+    may set flags only, as with the standard library's. A forked child starts
+    with an empty executor of its own; the parent's jobs stay the parent's.
+    """
+
+    #: The phase of exit in which executors of this class are drained.
+    exit_phase = DRAIN
+
+    def __init__(
+        self,
+        max_workers: Optional[int] = 1,
+        thread_name_prefix: str = "",
+        initializer: Optional[Callable[..., object]] = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        drain_timeout: float = 10.0,
+        on_closing: Optional[Callable[[], object]] = None,
+        on_deadline: Optional[Callable[[], object]] = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = min(32, (os.cpu_count() or 1) + 4)
+        if not drain_timeout >= 0:
+            raise ValueError(f"drain_timeout must be 0 or more seconds, not {drain_timeout!r}")
+        for callback in (on_closing, on_deadline):
+            if callback is not None and not callable(callback):
+                raise TypeError(f"on_closing and on_deadline must be callable, not {callback!r}")
+        super().__init__(max_workers, thread_name_prefix, initializer, initargs)
+        self._work = _Work(
+            name=thread_name_prefix or type(self).__name__,
+            phase=_phases[self.exit_phase],
+            max_workers=max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            drain_timeout=drain_timeout,
+            on_closing=on_closing,
+            on_deadline=on_deadline,
+        )
+        self._work.wake_when_collected(self)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Schedule ``fn(*args, **kwargs)`` and return its future.
+
+        An exception of a job whose future nobody holds is logged.
+
+        Raises:
+            ExecutorClosed: After :meth:`shutdown`, or once exit has begun. It
+                is a ``RuntimeError`` with the standard library's wording. A
+                job may not submit to its own executor either, once that is
+                closing.
+            BrokenThreadPool: The initializer failed.
+            RuntimeError: The system can start no thread; nothing was taken.
+        """
+        work = self._work
+        if work.generation != _generation:
+            work = self._renewed()
+        future: Future[T] = Future()
+        with work.lock:
+            if work.refusal is not None:
+                raise work.refusal()
+            wave = work.waves[-1]
+            # Counted before it is queued: an interrupt between two bytecodes
+            # can then only strike after `put`, when both have happened.
+            wave.pending += 1
+            work.pending += 1
+            work.queue.put((future, fn, args, kwargs, wave))
+            # `pending` counts the running jobs too, so this compares what
+            # there is to do with the threads that can do it.
+            if work.pending > len(work.threads) < work.max_workers:
+                work.start_thread()
+        return future
+
+    def drain(self, timeout: Optional[float] = None) -> bool:
+        """Wait for the jobs that were accepted before this call.
+
+        Args:
+            timeout: Seconds to wait at most; ``None`` for no bound.
+
+        Returns:
+            Whether all of them are done (or cancelled). Nothing is closed or
+            cancelled, and jobs submitted meanwhile are not waited for.
+
+        Raises:
+            RuntimeError: Called by a job of this executor, which would wait
+                for itself.
+        """
+        work = self._renewed()
+        work.forbid_own_threads("drain() from a job of the same executor would wait for itself")
+        return work.wait(timeout)
+
+    def shutdown(
+        self,
+        wait: bool = True,
+        *,
+        cancel_futures: bool = False,
+        timeout: Optional[float] = None,
+    ) -> None:
+        """Refuse new jobs, and wait for those accepted.
+
+        Args:
+            wait: Wait for the jobs. Without it they go on in the background,
+                and at exit have ``drain_timeout``.
+            cancel_futures: Cancel the jobs that are still queued.
+            timeout: Seconds to wait at most; ``None`` waits for as long as it
+                takes, as the standard library does. When the bound runs out,
+                ``on_deadline`` is called, queued jobs are cancelled and one
+                warning says how many jobs were left; exit then does not wait
+                for them again.
+
+        Raises:
+            RuntimeError: ``wait`` is true in a job of this executor. The
+                executor is closed all the same.
+            ValueError: ``timeout`` without ``wait``.
+        """
+        if timeout is not None and not wait:
+            raise ValueError(f"timeout={timeout!r} bounds the waiting, so it needs wait=True")
+        work = self._renewed()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        work.close(_AFTER_SHUTDOWN, cancel=cancel_futures)
+        if not wait:
+            return
+        work.forbid_own_threads("shutdown(wait=True) from a job of the same executor")
+        if not work.wait(timeout):
+            work.expire()
+            return
+        # The jobs are done; the threads have found the end of the queue or
+        # are about to, so that this is short.
+        for thread in work.snapshot():
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    @property
+    def closing(self) -> bool:
+        """Whether submissions are refused."""
+        work = self._renewed()
+        return work.refusal is not None or work.phase.over
+
+    @property
+    def pending(self) -> int:
+        """Number of jobs accepted and not done, the running ones included."""
+        return self._renewed().pending
+
+    def __repr__(self) -> str:
+        state = ", closing" if self.closing else ""
+        return f"<{type(self).__name__} {self._work.name!r} {self.pending} pending{state}>"
+
+    def _renewed(self) -> _Work:
+        """Our work; in a forked child a new one, as the parent's lock, queue
+        and threads are no use here."""
+        work = self._work
+        if work.generation != _generation:
+            with _registry_lock:
+                if self._work.generation != _generation:
+                    self._work = self._work.for_child()
+                    self._work.wake_when_collected(self)
+                work = self._work
+        return work
+
+
+class _Wave:
+    """Counts the jobs accepted between two calls of ``drain``."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self) -> None:
+        self.pending = 0
+
+
+class _Work:
+    """What an executor, its threads and the exit hook share.
+
+    The threads and the hook hold on to this, never to the executor: it may go
+    out of scope while jobs wait, and they are run all the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        phase: _Phase,
+        max_workers: int,
+        initializer: Optional[Callable[..., object]],
+        initargs: tuple[Any, ...],
+        drain_timeout: float,
+        on_closing: Optional[Callable[[], object]],
+        on_deadline: Optional[Callable[[], object]],
+    ) -> None:
+        self.name = name
+        self.phase = phase
+        self.max_workers = max_workers
+        self.initializer = initializer
+        self.initargs = initargs
+        self.drain_timeout = drain_timeout
+        self.on_closing = on_closing
+        self.on_deadline = on_deadline
+        self.generation = _generation
+        # FIFO of jobs, ended by None. A SimpleQueue, because its put() is
+        # re-entrant: the garbage collector may call it at any point.
+        self.queue: SimpleQueue[Any] = SimpleQueue()
+        # Guards all that follows; user code is never called under it.
+        self.lock = threading.Lock()
+        self.emptied = threading.Condition(self.lock)  # of a wave, or of all
+        self.pending = 0
+        self.waves = [_Wave()]  # the last one takes the new jobs
+        self.threads: set[threading.Thread] = set()
+        self.started = 0
+        self.refusal: Optional[Callable[[], Exception]] = None  # of submissions
+        self.closed = False
+        self.expired = False
+
+    def for_child(self) -> _Work:
+        """The same executor as a forked child sees it: without the jobs."""
+        child = _Work(
+            name=self.name,
+            phase=self.phase,
+            max_workers=self.max_workers,
+            initializer=self.initializer,
+            initargs=self.initargs,
+            drain_timeout=self.drain_timeout,
+            on_closing=self.on_closing,
+            on_deadline=self.on_deadline,
+        )
+        child.refusal, child.closed = self.refusal, self.closed
+        return child
+
+    def wake_when_collected(self, executor: DrainingExecutor) -> None:
+        """End the queue when the executor is collected: nobody can submit."""
+        put = self.queue.put
+        self.owner = weakref.ref(executor, lambda _: put(None))
+
+    def start_thread(self) -> None:
+        """Start one more worker. Called with the lock held, the job queued."""
+        name = f"{self.name}_{self.started}"
+        try:
+            self.phase.add(self)
+            try:
+                thread = threading.Thread(target=_run, args=(self,), name=name, daemon=True)
+            except RuntimeError:
+                # An isolated subinterpreter allows no daemon threads.
+                thread = threading.Thread(target=_run, args=(self,), name=name, daemon=False)
+            # Noted before it runs: an interrupt while start() waits leaves a
+            # live thread, and a second one would break the order of jobs.
+            self.threads.add(thread)
+            try:
+                thread.start()
+            except Exception:
+                self.threads.discard(thread)
+                raise
+        except Exception:
+            if self.threads:
+                return  # a worker less; those there are will take the job
+            # Nobody will take it: give it back. It is the only one, as a
+            # queue without workers was empty before.
+            self.phase.discard(self)
+            self.pending = 0
+            self.waves = [_Wave()]
+            self.queue = SimpleQueue()
+            if (owner := self.owner()) is not None:
+                self.wake_when_collected(owner)
+            raise
+        self.started += 1
+
+    def snapshot(self) -> list[threading.Thread]:
+        with self.lock:
+            return list(self.threads)
+
+    def forbid_own_threads(self, message: str) -> None:
+        if threading.current_thread() in self.snapshot():
+            raise RuntimeError(message)
+
+    def done(self, wave: _Wave, jobs: int = 1) -> None:
+        """Count jobs as done. Called with the lock held."""
+        self.pending -= jobs
+        wave.pending -= jobs
+        if not wave.pending:
+            self.emptied.notify_all()
+
+    def wait(self, timeout: Optional[float]) -> bool:
+        """Wait until what is pending now is done."""
+        with self.lock:
+            waves = [wave for wave in self.waves if wave.pending]
+            if not waves:
+                return True
+            self.waves = [*waves, _Wave()]
+            if timeout is not None:
+                timeout = min(timeout, threading.TIMEOUT_MAX)
+            # A Condition, not Thread.join(): a join that Ctrl-C interrupts
+            # marks the live thread as ended on 3.9 to 3.12.
+            return self.emptied.wait_for(
+                lambda: not any(wave.pending for wave in waves), timeout
+            )
+
+    def close(self, message: str, *, cancel: bool = False) -> None:
+        """Refuse submissions; the first call tells ``on_closing``."""
+        with self.lock:
+            first = not self.closed
+            self.closed = True
+            if self.refusal is None:
+                self.refusal = lambda: ExecutorClosed(message)
+            futures = self.take_queue() if cancel else []
+            if first or cancel:
+                self.queue.put(None)
+        _cancel(futures)
+        if first and self.on_closing is not None:
+            _guarded(self.on_closing, "on_closing of %r", self.name)
+
+    def take_queue(self) -> list[Future[Any]]:
+        """Take what is queued off the queue. Called with the lock held."""
+        futures: list[Future[Any]] = []
+        while True:
+            try:
+                job = self.queue.get_nowait()
+            except Empty:
+                return futures
+            if job is not None:
+                futures.append(job[0])
+                self.done(job[4])
+
+    def expire(self) -> None:
+        """A bound has run out: end what can be ended, say what is left."""
+        with self.lock:
+            if self.expired:
+                return
+            self.expired = True
+            futures = self.take_queue()
+            self.queue.put(None)
+        left = _cancel(futures)
+        if self.on_deadline is not None:
+            _guarded(self.on_deadline, "on_deadline of %r", self.name)
+            self.wait(_GRACE)
+        left += self.pending
+        if left:
+            _logger.warning(
+                "%s: %d job%s left undone, as the time to finish was over",
+                self.name,
+                left,
+                "s were" if left > 1 else " was",
+            )
+
+    def abandon(self) -> None:
+        """Close without waiting."""
+        self.close(_AFTER_EXIT)
+        if self.pending:
+            self.expire()
+
+    def fail(self) -> None:
+        """The initializer raised: hand that to all who wait or will come."""
+
+        def refusal() -> Exception:
+            return BrokenThreadPool(
+                "A thread initializer failed, the thread pool is not usable anymore"
+            )
+
+        with self.lock:
+            self.refusal = refusal
+            futures = self.take_queue()
+        for future in futures:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(refusal())
+
+    def leave(self) -> None:
+        """The calling worker ends; the others find the end of the queue too."""
+        self.queue.put(None)
+        with self.lock:
+            self.threads.discard(threading.current_thread())
+            if not self.threads:
+                self.phase.discard(self)
+
+
+def _run(work: _Work) -> None:
+    """Be a worker."""
+    if work.initializer is not None:
+        try:
+            work.initializer(*work.initargs)
+        except BaseException:
+            _logger.critical("Exception in initializer:", exc_info=True)
+            work.fail()
+            work.leave()
+            return
+    generation, queue, lock = work.generation, work.queue, work.lock
+    while (job := queue.get()) is not None:
+        future, fn, args, kwargs, wave = job
+        del job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+                # The traceback refers to this frame: drop what it would keep
+                # alive, and see whether anybody else holds the future.
+                held = weakref.ref(future)
+                del future, fn, args, kwargs
+                if held() is None:
+                    _logger.error(
+                        "%s: a job failed, and nobody holds its future", work.name, exc_info=error
+                    )
+            else:
+                future.set_result(result)
+                del future, fn, args, kwargs, result
+        else:
+            del future, fn, args, kwargs
+        if generation != _generation:
+            return  # the job forked and this is the child: the rest is the parent's
+        with lock:
+            work.done(wave)
+    work.leave()
+
+
+def _cancel(futures: list[Future[Any]]) -> int:
+    """Cancel queued futures; returns how many were not cancelled before."""
+    fresh = 0
+    for future in futures:
+        fresh += not future.cancelled()
+        if future.cancel():
+            # The standard library leaves this out, and as_completed() and
+            # wait() then never hear of it.
+            future.set_running_or_notify_cancel()
+    return fresh
+
+
+def _guarded(function: Callable[[], object], what: str, *args: object) -> None:
+    try:
+        function()
+    except BaseException:
+        _logger.exception(what + " failed", *args)
+
+
+# --- the order of exit -------------------------------------------------------
+
+
+class _Phase:
+    """One phase of exit: the executors with workers, and what runs after."""
+
+    def __init__(self) -> None:
+        self.works: set[_Work] = set()
+        self.callbacks: list[Callable[[], object]] = []
+        self.over = False  # begun, so that nothing more may join
+
+    def add(self, work: _Work) -> None:
+        with _registry_lock:
+            if self.over:
+                raise ExecutorClosed(_AFTER_EXIT)
+            self.works.add(work)
+
+    def discard(self, work: _Work) -> None:
+        with _registry_lock:
+            self.works.discard(work)
+
+    def finish(self, patient: bool) -> bool:
+        """Drain all executors at once, each within its bound; then call back.
+
+        Returns whether the next phase may take its time: False after Ctrl-C.
+        """
+        with _registry_lock:
+            self.over = True
+            works = sorted(self.works, key=lambda work: work.drain_timeout)
+        began = time.monotonic()
+        try:
+            for work in works:
+                work.close(_AFTER_EXIT)
+            for work in works:
+                bound = 0.0 if work.expired or not patient else work.drain_timeout
+                if not work.wait(max(0.0, began + bound - time.monotonic())):
+                    work.expire()
+        except BaseException as error:
+            # Ctrl-C, or what a signal handler raised: whoever sent it does not
+            # want to wait. Nothing may leave this hook, or the callbacks of
+            # others, the standard library's too, are skipped.
+            patient = False
+            _logger.warning("Exit does not wait any longer: %s", type(error).__name__)
+            for work in works:
+                _guarded(work.abandon, "Closing %r", work.name)
+        for callback in self.callbacks:
+            _guarded(callback, "Exit callback %r", callback)
+        return patient
+
+
+def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
+    """Call ``callback()`` at exit, after all executors of ``phase`` drained.
+
+    Callbacks of a phase run in the order in which they were given. What one
+    raises is logged. Forgotten in a forked child. Safe from any thread.
+    """
+    with _registry_lock:
+        _phases[phase].callbacks.append(callback)
+
+
+def _at_exit() -> None:
+    patient = True
+    for phase in _phases:
+        try:
+            patient = phase.finish(patient)
+        except BaseException:
+            patient = False
+
+
+def _after_fork_in_child() -> None:
+    """The lock may have been held, and none of the threads is here."""
+    global _generation, _registry_lock
+    _generation += 1
+    _registry_lock = threading.Lock()
+    for phase in _phases:
+        phase.works = set()
+        phase.callbacks = []
+
+
+# Counts the forks that led here; work of another generation is the parent's.
+_generation = 0
+_registry_lock = threading.Lock()  # guards the phases; taken inside a work's lock
+_phases = [_Phase(), _Phase(), _Phase()]
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+try:
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+except (AttributeError, RuntimeError):
+    # Imported when the shutdown has begun (RuntimeError), or on a Python that
+    # does not have it: later than we want, but not never.
+    atexit.register(_at_exit)

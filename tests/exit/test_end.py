@@ -1,0 +1,476 @@
+"""The end of a process, seen from outside: each program is a child, and its stderr is read."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import textwrap
+
+import pytest
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+ENDS = {
+    "the end of main": "pass",
+    "sys.exit": "sys.exit(3)",
+    "an exception": "raise LookupError('the end')",
+    "Ctrl-C": "os.kill(os.getpid(), signal.SIGINT); signal.pause()",
+    "SystemExit of a SIGTERM handler": """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+        os.kill(os.getpid(), signal.SIGTERM); signal.pause()""",
+}
+
+
+def ended_by(end: str) -> str:
+    return "\n" + textwrap.dedent(ENDS[end]) + "\n"
+
+
+@posix
+@pytest.mark.parametrize("end", ENDS)
+def test_accepted_jobs_are_done(run, end):
+    """However the program ends, its jobs are done, and status and errors are what they were."""
+    program = textwrap.dedent(
+        """
+        import os, signal, sys, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from hindsight_exec import DrainingExecutor
+        executor = {}(1)
+        ending = threading.Event()
+        executor.submit(ending.wait, 0.2)
+        for n in range(20):
+            executor.submit(say, n)
+        """
+    )
+    ours = run(program.format("DrainingExecutor") + ended_by(end))
+    theirs = run(program.format("ThreadPoolExecutor") + ended_by(end))
+    assert ours.out.split() == [str(n) for n in range(20)]
+    assert ours.status == theirs.status
+    # The same traceback, but for the number of the line.
+    assert ours.err == theirs.err
+
+
+def test_executor_out_of_scope(run):
+    """An executor that went out of scope with 20 jobs queued still runs them at exit."""
+    ended = run(
+        """
+        import gc, threading
+        from hindsight_exec import DrainingExecutor
+        go = threading.Event()
+        def give():
+            executor = DrainingExecutor(on_closing=go.set)
+            executor.submit(go.wait)  # until exit begins
+            for n in range(20):
+                executor.submit(say, n)
+        give()
+        gc.collect()
+        """
+    )
+    assert ended == (0, "".join(f"{n}\n" for n in range(20)), "")
+
+
+LOOKUPS = """
+    import asyncio, sys, threading
+    from concurrent.futures import ThreadPoolExecutor
+    from hindsight_exec import DrainingExecutor
+
+    class Resolvers(DrainingExecutor):
+        exit_phase = 1  # while the executors drain, they are needed
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    done = []
+    def lookup():
+        asyncio.run_coroutine_threadsafe(loop.getaddrinfo("localhost", 80), loop).result(60)
+        done.append(1)
+        if len(done) == 100:
+            say("100 done")
+
+    if "resolvers" in sys.argv:
+        loop.set_default_executor(Resolvers(4))
+    lookup()  # starts a thread, which cannot be done at exit on 3.12.0 to 3.12.2
+    ending = threading.Event()
+    threading._register_atexit(ending.set)  # the last one registered is called first
+    executor = {}(1)
+    executor.submit(ending.wait)
+    for _ in range(99):
+        executor.submit(lookup)
+"""
+
+
+@pytest.mark.parametrize("pool", ["default", "resolvers"])
+def test_host_names_at_exit(run, pool):
+    """Jobs that resolve host names on an event loop are done at exit: 100 of 100."""
+    if pool == "default" and (3, 12) <= sys.version_info < (3, 12, 3):
+        pytest.skip("the loop's own pool starts threads, which 3.12.0 to 3.12.2 cannot at exit")
+    assert run(LOOKUPS.format("DrainingExecutor"), pool) == (0, "100 done\n", "")
+
+
+def test_host_names_at_exit_without_us(run):
+    """With the standard library's executor the loop refuses the look-ups of the same jobs."""
+    assert run(LOOKUPS.format("ThreadPoolExecutor"), "default").out == ""
+
+
+WEDGED = {
+    "busy loop": "while True: pass",
+    "lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+    "sleep": "time.sleep(3600)",
+}
+
+
+@pytest.mark.parametrize("how", WEDGED)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "collected"])
+def test_wedged_job(run, how, kept):
+    """A job that never ends does not hold exit; one warning says how many jobs were left."""
+    ended = run(
+        f"""
+        import threading, time
+        from hindsight_exec import DrainingExecutor
+        executor = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.5)
+        began = threading.Event()
+        def job():
+            began.set()
+            {WEDGED[how]}
+        executor.submit(job)
+        for _ in range(4):
+            executor.submit(say, "ran")
+        began.wait()
+        {"" if kept else "del executor"}
+        """
+    )
+    assert (ended.status, ended.out) == (0, "")
+    assert re.fullmatch(r"stuck: 5 jobs .*\n", ended.err)
+
+
+def test_drained_at_once(run):
+    """All executors close before any is waited for; each keeps its bound and warns for itself."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor
+        closing, never = threading.Event(), threading.Event()
+        def meet():
+            closing.wait(60)
+            say("met")
+        executors = [
+            DrainingExecutor(drain_timeout=60 - n, on_closing=None if n else closing.set)
+            for n in range(10)
+        ]
+        for executor in executors:
+            executor.submit(meet)
+        for name in ("one", "two"):
+            stuck = DrainingExecutor(thread_name_prefix=name, drain_timeout=0.1)
+            executors.append(stuck)
+            stuck.submit(never.wait)
+        """
+    )
+    assert (ended.status, ended.out) == (0, "met\n" * 10)
+    lines = sorted(ended.err.splitlines())
+    assert [line.partition(" job ")[0] for line in lines] == ["one: 1", "two: 1"]
+
+
+def test_nobody_waits_for_ever(run):
+    """At the deadline queued futures are cancelled: a thread that waits for one goes on."""
+    ended = run(
+        """
+        import threading
+        from concurrent.futures import CancelledError
+        from hindsight_exec import DrainingExecutor
+        executor = DrainingExecutor(drain_timeout=0.1)
+        executor.submit(threading.Event().wait)
+        future = executor.submit(int)
+        def waiter():
+            try:
+                future.result()
+            except CancelledError:
+                say("cancelled")
+        threading.Thread(target=waiter).start()
+        """
+    )
+    assert (ended.status, ended.out) == (0, "cancelled\n")
+    assert ended.err.count("\n") == 1
+
+
+def test_bound_is_not_waited_twice(run):
+    """A bound that ran out in shutdown() is not waited, and not reported, again at exit."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor
+        executor = DrainingExecutor(drain_timeout=3600)
+        executor.submit(threading.Event().wait)
+        executor.shutdown(timeout=0.1)
+        say("went on")
+        """
+    )
+    assert (ended.status, ended.out) == (0, "went on\n")
+    assert ended.err.count("\n") == 1
+
+
+def test_shutdown_without_waiting_is_drained(run):
+    """Jobs that shutdown(wait=False) left to the background are done at exit."""
+    ended = run(
+        """
+        from hindsight_exec import DrainingExecutor
+        executor = DrainingExecutor(2)
+        for n in range(20):
+            executor.submit(say, n)
+        executor.shutdown(wait=False)
+        """
+    )
+    assert sorted(ended.out.split(), key=int) == [str(n) for n in range(20)]
+    assert (ended.status, ended.err) == (0, "")
+
+
+def test_given_in_the_last_line(run):
+    """An executor made in the last line of main runs its job."""
+    program = "import hindsight_exec; hindsight_exec.DrainingExecutor().submit(say, 'done')"
+    assert run(program) == (0, "done\n", "")
+
+
+def test_callbacks_at_exit(run):
+    """on_closing and on_deadline are called at exit; a job they end is not reported."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor
+        stop = threading.Event()
+        def deadline():
+            say("deadline")
+            stop.set()
+        executor = DrainingExecutor(
+            drain_timeout=0.1, on_closing=lambda: say("closing"), on_deadline=deadline
+        )
+        executor.submit(lambda: say("job", stop.wait()))
+        """
+    )
+    assert ended == (0, "closing\ndeadline\njob True\n", "")
+
+
+# --- refusals ----------------------------------------------------------------
+
+
+def test_refused_once_exit_has_begun(run):
+    """From then on submit is ExecutorClosed in the standard library's words: in jobs and atexit."""
+    ended = run(
+        """
+        import atexit, threading
+        from hindsight_exec import DrainingExecutor, ExecutorClosed
+        closing = threading.Event()
+        used = DrainingExecutor(on_closing=closing.set)
+        unused = DrainingExecutor()
+        def attempt(executor):
+            try:
+                executor.submit(say, "ran")
+            except ExecutorClosed as error:
+                say(error)
+        def job():
+            closing.wait()
+            attempt(used)
+            attempt(unused)
+        used.submit(job)
+        @atexit.register
+        def late():
+            say(used.closing, unused.closing)
+            attempt(used)
+            attempt(DrainingExecutor())
+        """
+    )
+    refusal = "cannot schedule new futures after interpreter shutdown\n"
+    assert ended == (0, f"{refusal * 2}True True\n{refusal * 2}", "")
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "SystemExit", "KeyboardInterrupt"])
+def test_nothing_escapes_the_hook(run, kind):
+    """A callback that raises anything skips no other executor, callback or thread."""
+    ended = run(
+        f"""
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import call_at_exit
+        def fail():
+            raise {kind}("from a callback")
+        released = threading.Event()
+        threading.Thread(target=lambda: released.wait(60) and say("thread")).start()
+        theirs = ThreadPoolExecutor(1)
+        theirs.submit(lambda: released.wait(60) and say("theirs"))
+        call_at_exit(fail)
+        call_at_exit(released.set)
+        failing = DrainingExecutor(on_closing=fail, drain_timeout=60)
+        failing.submit(say, "failing")
+        other = DrainingExecutor(drain_timeout=61)
+        other.submit(say, "other")
+        """
+    )
+    assert ended.status == 0
+    assert {"theirs", "thread"} <= {*ended.out.split()}
+    if kind == "ValueError":  # the others count as Ctrl-C, which ends the drain
+        assert {"failing", "other"} <= {*ended.out.split()}
+        assert ended.err.count(f"{kind}: from a callback") == 2
+
+
+# --- the order of exit -------------------------------------------------------
+
+
+def test_phases(run):
+    """Executors drain before what serves them, that before what is closed; in order of giving."""
+    ended = run(
+        """
+        from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import CLOSE, DRAIN, SERVE, call_at_exit
+        class Server(DrainingExecutor):
+            exit_phase = SERVE
+        def saying(text):
+            return lambda: say(text)
+        call_at_exit(saying("closed"))
+        call_at_exit(saying("closed, too"), CLOSE)
+        call_at_exit(saying("served"), SERVE)
+        call_at_exit(saying("drained"), phase=DRAIN)
+        server = Server(on_closing=saying("server closing"))
+        server.submit(int).result()
+        worker = DrainingExecutor(on_closing=saying("worker closing"))
+        worker.submit(lambda: [server.submit(say, n).result() for n in range(3)])
+        """
+    )
+    order = [
+        "worker closing", "0", "1", "2", "drained", "server closing", "served", "closed",
+        "closed, too",
+    ]  # fmt: skip
+    assert (ended.status, ended.err) == (0, "")
+    assert [line for line in ended.out.splitlines() if line != "worker closing"] == order[1:]
+
+
+def test_stdlib_executors_serve_the_drain(run):
+    """While jobs drain, the standard library's executors still take and run what they need."""
+    ended = run(
+        """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        from hindsight_exec import DrainingExecutor
+        theirs = ThreadPoolExecutor(1)
+        theirs.submit(int).result()
+        closing = threading.Event()
+        ours = DrainingExecutor(on_closing=closing.set)
+        def job():
+            closing.wait()
+            for n in range(20):
+                theirs.submit(say, n).result()
+        ours.submit(job)
+        """
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.split() == [str(n) for n in range(20)]
+
+
+@pytest.mark.parametrize("when", ["atexit", "thread"])
+def test_imported_late(run, when):
+    """Imported when the shutdown has begun: what submit accepts is done, or it refuses."""
+    ended = run(
+        """
+        import atexit, sys, threading
+        def late():
+            from hindsight_exec import DrainingExecutor
+            executor = DrainingExecutor()
+            accepted = 0
+            for n in range(20):
+                try:
+                    executor.submit(say, "job")
+                except RuntimeError:
+                    break
+                accepted += 1
+            say("accepted", accepted)
+        if sys.argv[1] == "atexit":
+            import concurrent.futures.thread
+            atexit.register(late)
+        else:
+            import concurrent.futures.thread  # refuses to be imported late itself
+            def after_main():
+                while not threading._SHUTTING_DOWN:
+                    pass
+                late()
+            threading.Thread(target=after_main).start()
+        """,
+        when,
+    )
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert f"accepted {lines.count('job')}" in lines
+
+
+# --- Ctrl-C while exit waits ---------------------------------------------------
+
+DRAINING = """
+    import signal, sys, threading, time
+    from concurrent.futures import ThreadPoolExecutor
+    from hindsight_exec import DrainingExecutor
+    from hindsight_exec.executor import call_at_exit
+    call_at_exit(lambda: say("closed"))
+    stop = threading.Event()
+    executor = DrainingExecutor(
+        thread_name_prefix="stuck",
+        drain_timeout=3600,
+        on_closing=lambda: say("draining"),
+        on_deadline=lambda: say("deadline"),
+    )
+    executor.submit({job})
+    executor.submit(say, "ran")
+    if "SIGTERM" in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+"""
+
+
+@posix
+@pytest.mark.parametrize("job", ["stop.wait", "time.sleep, 3600", "lambda: [0 for _ in iter(int, 1)]"])
+def test_interrupted_drain(start, job):
+    """Ctrl-C ends the wait at once: no traceback, one line a reason, the rest still closes."""
+    child = start(DRAINING.format(job=job))
+    child.wait_for("draining")
+    child.send(signal.SIGINT)
+    ended = child.end()
+    assert (ended.status, ended.out) == (0, "draining\ndeadline\nclosed\n")
+    assert "Traceback" not in ended.err
+    assert "stuck: 2 jobs" in ended.err
+    assert ended.err.count("\n") == 2
+
+
+@posix
+def test_interrupted_twice(start):
+    """A second Ctrl-C, while the first is being dealt with, ends that too, without a traceback."""
+    child = start(DRAINING.format(job="stop.wait"))
+    child.wait_for("draining")
+    child.send(signal.SIGINT)
+    child.wait_for("deadline")
+    child.send(signal.SIGINT)
+    ended = child.end()
+    assert ended.status in (0, -signal.SIGINT)
+    assert "Traceback" not in ended.err
+
+
+@posix
+def test_terminated_drain(start):
+    """A SIGTERM handler that exits ends the wait as Ctrl-C does."""
+    child = start(DRAINING.format(job="stop.wait"), "SIGTERM")
+    child.wait_for("draining")
+    child.send(signal.SIGTERM)
+    ended = child.end()
+    assert (ended.status, ended.out) == (0, "draining\ndeadline\nclosed\n")
+    assert "Traceback" not in ended.err
+
+
+@posix
+def test_signal_handler_that_returns(start):
+    """A handler that sets a flag runs during the wait, and the wait goes on."""
+    child = start(
+        """
+        import signal, threading
+        from hindsight_exec import DrainingExecutor
+        got = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: got.set())
+        executor = DrainingExecutor(on_closing=lambda: say("draining"))
+        executor.submit(lambda: say("got", got.wait(60)))
+        """
+    )
+    child.wait_for("draining")
+    child.send(signal.SIGTERM)
+    assert child.end() == (0, "draining\ngot True\n", "")

@@ -1,0 +1,662 @@
+"""DrainingExecutor in a running process; tests/exit shows the end of one."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import logging
+import platform
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
+from typing import Any, Callable
+
+import pytest
+
+from hindsight_exec import DrainingExecutor, ExecutorClosed
+
+LIMIT = 60  # seconds to fail after, never reached
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., DrainingExecutor]]:
+    """Make executors that are closed, and whose jobs are over, when the test ends."""
+    made: list[DrainingExecutor] = []
+
+    def make(*args: Any, **options: Any) -> DrainingExecutor:
+        made.append(DrainingExecutor(*args, **options))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.shutdown(timeout=LIMIT)
+
+
+class Gate:
+    """A job that says when it has begun, and runs until it is let through."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self._leave = threading.Event()
+
+    def __call__(self) -> str:
+        self.entered.set()
+        assert self._leave.wait(LIMIT)
+        return "through"
+
+    def open(self) -> None:
+        self._leave.set()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def collect() -> None:
+    for _ in range(3):  # PyPy needs more than one
+        gc.collect()
+
+
+# --- as the standard library's -----------------------------------------------
+
+
+def test_is_a_thread_pool_executor(make):
+    """asyncio takes it for the loop's default executor, which has to be a ThreadPoolExecutor."""
+    executor = make()
+    assert isinstance(executor, ThreadPoolExecutor)
+
+    async def main() -> str:
+        asyncio.get_running_loop().set_default_executor(executor)
+        return await asyncio.get_running_loop().run_in_executor(
+            None, lambda: threading.current_thread().name
+        )
+
+    assert asyncio.run(main()).startswith("DrainingExecutor")
+    assert executor.closing  # by asyncio.run, which shuts the default executor down
+
+
+def test_futures(make):
+    """Futures hand results, exceptions and callbacks on."""
+    executor = make()
+    seen: list[Future[int]] = []
+    future = executor.submit(pow, 2, 8)
+    assert future.result(LIMIT) == 256
+    future.add_done_callback(seen.append)
+    assert seen == [future]
+    error = executor.submit(divmod, 1, 0).exception(LIMIT)
+    assert isinstance(error, ZeroDivisionError)
+    assert executor.submit(lambda *a, **k: (a, k), 1, self=2, fn=3).result(LIMIT) == (
+        (1,),
+        {"self": 2, "fn": 3},
+    )
+
+
+def test_job_may_raise_anything(make):
+    """SystemExit and KeyboardInterrupt of a job go to its future, and the worker lives on."""
+    executor = make()
+    for kind in (SystemExit, KeyboardInterrupt, GeneratorExit):
+
+        def job(kind: type[BaseException] = kind) -> None:
+            raise kind("thrown")
+
+        with pytest.raises(kind):
+            executor.submit(job).result(LIMIT)
+    assert executor.submit(int).result(LIMIT) == 0
+
+
+def test_map_and_as_completed(make):
+    """map keeps the order, as_completed and wait see every future."""
+    executor = make(3)
+    assert list(executor.map(pow, range(20), [2] * 20)) == [n * n for n in range(20)]
+    futures = [executor.submit(abs, -n) for n in range(20)]
+    assert {f.result() for f in concurrent.futures.as_completed(futures, LIMIT)} == {*range(20)}
+    assert concurrent.futures.wait(futures, LIMIT).not_done == set()
+
+
+def test_context_manager(make):
+    """Leaving `with` waits for what was submitted, and closes."""
+    done: list[int] = []
+    with make() as executor:
+        for n in range(50):
+            executor.submit(done.append, n)
+    assert done == [*range(50)]
+    assert executor.closing
+
+
+def test_first_in_first_out(make):
+    """One worker is the default: jobs run in the order of submission, one at a time."""
+    executor = make()
+    done: list[tuple[int, str]] = []
+    for n in range(500):
+        executor.submit(lambda n=n: done.append((n, threading.current_thread().name)))
+    assert executor.drain(LIMIT)
+    assert [n for n, _ in done] == [*range(500)]
+    assert len({thread for _, thread in done}) == 1
+
+
+def test_more_workers(make):
+    """max_workers jobs run at the same time, and never more."""
+    executor = make(max_workers=3)
+    together = threading.Barrier(3)
+    running = threading.Semaphore(3)
+
+    def job() -> bool:
+        free = running.acquire(blocking=False)
+        together.wait(LIMIT)
+        running.release()
+        return free
+
+    assert all(executor.map(lambda _: job(), range(12)))
+
+
+def test_worker_is_a_daemon_started_by_the_first_submit(make):
+    """No thread before the first job; then a daemon named after the executor."""
+    before = threading.active_count()
+    executor = make(thread_name_prefix="writer")
+    assert threading.active_count() == before
+    worker = executor.submit(threading.current_thread).result(LIMIT)
+    assert worker.daemon
+    assert worker.name == "writer_0"
+
+
+def test_cancel(make, gate):
+    """A queued future can be cancelled, a running one cannot."""
+    executor = make()
+    running = executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    queued = executor.submit(pytest.fail, "a cancelled job ran")
+    assert queued.cancel()
+    assert not running.cancel()
+    gate.open()
+    assert running.result(LIMIT) == "through"
+    assert executor.drain(LIMIT)
+    with pytest.raises(CancelledError):
+        queued.result()
+
+
+def test_initializer(make):
+    """The initializer runs once in each worker, before its first job."""
+    local = threading.local()
+
+    def initialize(value: str) -> None:
+        assert not hasattr(local, "value")
+        local.value = value
+
+    executor = make(3, initializer=initialize, initargs=("ready",))
+    assert {*executor.map(lambda _: local.value, range(30))} == {"ready"}
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_failing_initializer(make, caplog, kind):
+    """After a failed initializer the jobs that wait and those that come get BrokenThreadPool."""
+    begin = threading.Event()
+
+    def initialize() -> None:
+        assert begin.wait(LIMIT)
+        raise kind("no")
+
+    executor = make(2, initializer=initialize)
+    futures = [executor.submit(int) for _ in range(5)]
+    begin.set()
+    for future in futures:
+        with pytest.raises(BrokenThreadPool):
+            future.result(LIMIT)
+    with pytest.raises(BrokenThreadPool):
+        executor.submit(int)
+    assert executor.pending == 0
+    assert executor.drain(LIMIT)
+    executor.shutdown()
+    assert "Exception in initializer" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_number_of_workers(workers):
+    """max_workers below 1 is a ValueError, with the standard library's words."""
+    with pytest.raises(ValueError) as theirs:
+        ThreadPoolExecutor(workers)
+    with pytest.raises(ValueError) as ours:
+        DrainingExecutor(workers)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_default_number_of_workers(make):
+    """None stands for the standard library's default: more than one."""
+    executor = make(None)
+    together = threading.Barrier(2)
+    futures = [executor.submit(together.wait, LIMIT) for _ in range(2)]
+    assert {future.result(LIMIT) for future in futures} == {0, 1}
+
+
+@pytest.mark.parametrize("bound", [-1, float("nan")])
+def test_drain_timeout_out_of_range(bound):
+    """A drain_timeout that is no time is a ValueError that names it."""
+    with pytest.raises(ValueError, match="drain_timeout"):
+        DrainingExecutor(drain_timeout=bound)
+
+
+@pytest.mark.parametrize("name", ["initializer", "on_closing", "on_deadline"])
+def test_callbacks_must_be_callable(name):
+    """What cannot be called is refused when the executor is made, not at exit."""
+    with pytest.raises(TypeError, match="callable"):
+        DrainingExecutor(**{name: 5})
+
+
+def test_submit_needs_a_function(make):
+    """`fn` is positional only, as in the standard library."""
+    executor = make()
+    with pytest.raises(TypeError):
+        executor.submit()
+    with pytest.raises(TypeError):
+        executor.submit(fn=int)
+    assert executor.pending == 0
+
+
+# --- closing -----------------------------------------------------------------
+
+
+def test_closed(make):
+    """submit after shutdown is ExecutorClosed: a RuntimeError in the standard library's words."""
+    theirs = ThreadPoolExecutor(1)
+    theirs.shutdown()
+    with pytest.raises(RuntimeError) as expected:
+        theirs.submit(int)
+    executor = make()
+    executor.shutdown()
+    with pytest.raises(ExecutorClosed) as error:
+        executor.submit(int)
+    assert isinstance(error.value, RuntimeError)
+    assert str(error.value) == str(expected.value)
+    with pytest.raises(ExecutorClosed):
+        executor.map(int, ["1"])
+
+
+def test_shutdown_waits_for_what_was_accepted(make):
+    """shutdown() returns when every accepted job is done and the thread is gone; again is fine."""
+    executor = make()
+    done: list[int] = []
+    worker = executor.submit(threading.current_thread).result(LIMIT)
+    for n in range(100):
+        executor.submit(done.append, n)
+    executor.shutdown()
+    assert done == [*range(100)]
+    assert not worker.is_alive()
+    executor.shutdown()
+
+
+def test_shutdown_without_waiting(make, gate):
+    """shutdown(wait=False) returns at once, and the accepted jobs are run all the same."""
+    executor = make()
+    running, queued = executor.submit(gate), executor.submit(int)
+    executor.shutdown(wait=False)
+    assert not running.done()
+    gate.open()
+    assert running.result(LIMIT) == "through"
+    assert queued.result(LIMIT) == 0
+
+
+def test_cancel_futures(make, gate):
+    """cancel_futures cancels what is queued; who waits for it hears of it."""
+    executor = make()
+    running = executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    queued = [executor.submit(pytest.fail, "a cancelled job ran") for _ in range(5)]
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert concurrent.futures.wait(queued, LIMIT).not_done == set()
+    assert [*concurrent.futures.as_completed(queued, LIMIT)]
+    assert all(future.cancelled() for future in queued)
+    assert executor.pending == 1
+    gate.open()
+    assert running.result(LIMIT) == "through"
+    assert executor.drain(LIMIT)
+
+
+def test_shutdown_timeout(make, gate, caplog):
+    """When its bound runs out, shutdown tells on_deadline, cancels, and warns once of all it left."""
+    calls: list[str] = []
+    executor = make(
+        thread_name_prefix="slow",
+        on_closing=lambda: calls.append("closing"),
+        on_deadline=lambda: calls.append("deadline"),
+    )
+    executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    queued = [executor.submit(int) for _ in range(4)]
+    executor.shutdown(timeout=0.01)
+    assert calls == ["closing", "deadline"]
+    assert all(future.cancelled() for future in queued)
+    executor.shutdown(timeout=0.01)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "slow" in warnings[0]
+    assert "5 jobs" in warnings[0]
+    assert calls == ["closing", "deadline"]
+
+
+def test_on_deadline_saves_the_job(make, caplog):
+    """A job that ends because on_deadline told it to is not left, and nothing warns."""
+    stop = threading.Event()
+    executor = make(on_deadline=stop.set)
+    future = executor.submit(stop.wait, LIMIT)
+    executor.shutdown(timeout=0.01)
+    assert future.result(LIMIT) is True
+    assert caplog.records == []
+
+
+def test_shutdown_timeout_in_time(make, caplog):
+    """on_deadline is not called, and nothing is logged, when all is done in time."""
+    executor = make(on_deadline=lambda: pytest.fail("called"))
+    executor.submit(int)
+    executor.shutdown(timeout=LIMIT)
+    assert caplog.records == []
+
+
+def test_timeout_without_wait(make):
+    """A timeout bounds the waiting, so it makes no sense without."""
+    executor = make()
+    with pytest.raises(ValueError, match="wait"):
+        executor.shutdown(wait=False, timeout=1)
+    assert not executor.closing
+
+
+def test_on_closing(make):
+    """on_closing is called once, before anything waits: it can cut a job's sleep short."""
+    woken = threading.Event()
+    calls: list[bool] = []
+
+    def on_closing() -> None:
+        calls.append(executor.closing)
+        woken.set()
+
+    executor = make(on_closing=on_closing)
+    future = executor.submit(woken.wait, LIMIT)
+    executor.shutdown()
+    executor.shutdown()
+    assert future.result() is True
+    assert calls == [True]
+
+
+def test_callbacks_may_raise(make, gate, caplog):
+    """What a callback raises is logged, and keeps nothing from closing."""
+
+    def fail() -> None:
+        raise LookupError("from a callback")
+
+    executor = make(on_closing=fail, on_deadline=fail)
+    executor.submit(gate)
+    executor.shutdown(timeout=0.01)
+    raised = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert raised == [LookupError, LookupError]
+    assert executor.closing
+
+
+def test_no_submit_to_a_closing_executor_from_its_job(make):
+    """A job may submit to its own executor, but not once that is closing."""
+    submitted, closing = threading.Event(), threading.Event()
+    executor = make(on_closing=closing.set)
+
+    def job() -> Any:
+        accepted = executor.submit(int)
+        submitted.set()
+        assert closing.wait(LIMIT)
+        with pytest.raises(ExecutorClosed):
+            executor.submit(int)
+        return accepted
+
+    future = executor.submit(job)
+    assert submitted.wait(LIMIT)
+    executor.shutdown()
+    assert future.result().result() == 0
+
+
+def test_shutdown_from_a_job(make):
+    """A job that waits for its own executor gets a RuntimeError; the executor is closed."""
+    executor = make()
+    with pytest.raises(RuntimeError):
+        executor.submit(executor.shutdown).result(LIMIT)
+    assert executor.closing
+    executor.shutdown()
+
+
+# --- drain, pending, repr ----------------------------------------------------
+
+
+def test_drain(make, gate):
+    """drain waits for the accepted jobs, within its bound, and closes nothing."""
+    executor = make()
+    assert executor.drain(0)
+    future = executor.submit(gate)
+    assert not executor.drain(0.01)
+    assert not executor.drain(0)
+    gate.open()
+    assert executor.drain()
+    assert future.done()
+    assert executor.submit(int).result(LIMIT) == 0
+
+
+def test_drain_waits_for_what_was_accepted_before(make):
+    """drain returns although jobs keep coming: each submits the next."""
+    executor = make()
+    stop = threading.Event()
+
+    def again() -> None:
+        if not stop.is_set():
+            executor.submit(again)
+
+    executor.submit(again)
+    for _ in range(20):
+        assert executor.drain(LIMIT)
+    stop.set()
+
+
+def test_drain_counts_cancelled_jobs_as_done(make, gate):
+    """A future that its holder cancels is not waited for once the worker has passed it."""
+    executor = make()
+    executor.submit(gate)
+    executor.submit(int).cancel()
+    gate.open()
+    assert executor.drain(LIMIT)
+    assert executor.pending == 0
+
+
+def test_drain_from_a_job(make):
+    """drain in a job would wait for itself: RuntimeError."""
+    executor = make()
+    with pytest.raises(RuntimeError, match="job"):
+        executor.submit(executor.drain).result(LIMIT)
+    other = make()
+    assert other.submit(executor.drain, LIMIT).result(LIMIT)
+
+
+def test_pending_and_repr(make, gate):
+    """pending counts the running job; repr tells name, count and whether it is closing."""
+    executor = make(thread_name_prefix="hindsight-writer")
+    assert repr(executor) == "<DrainingExecutor 'hindsight-writer' 0 pending>"
+    executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    executor.submit(int)
+    executor.submit(int)
+    assert executor.pending == 3
+    assert not executor.closing
+    executor.shutdown(wait=False)
+    assert executor.closing
+    assert repr(executor) == "<DrainingExecutor 'hindsight-writer' 3 pending, closing>"
+    gate.open()
+    assert executor.drain(LIMIT)
+    assert executor.pending == 0
+
+
+def test_from_many_threads(make):
+    """Submit and drain are safe from any thread: nothing is lost, nothing run twice."""
+    executor = make(4)
+    done: list[int] = []
+
+    def submitter(first: int) -> None:
+        for n in range(first, first + 250):
+            executor.submit(done.append, n)
+            if not n % 50:
+                assert executor.drain(LIMIT)
+
+    threads = [threading.Thread(target=submitter, args=(n * 250,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert executor.drain(LIMIT)
+    assert sorted(done) == [*range(2000)]
+    assert executor.pending == 0
+
+
+def test_submit_against_shutdown():
+    """While others submit, shutdown refuses or runs each job: none is lost in between."""
+    for _ in range(50):
+        executor = DrainingExecutor(2)
+        done: list[int] = []
+        accepted: list[int] = []
+
+        def submitter(executor=executor, accepted=accepted, done=done) -> None:
+            try:
+                for n in range(10_000):
+                    executor.submit(done.append, n)
+                    accepted.append(n)
+            except ExecutorClosed:
+                pass
+
+        thread = threading.Thread(target=submitter)
+        thread.start()
+        executor.submit(int).result(LIMIT)
+        executor.shutdown()
+        thread.join(LIMIT)
+        assert sorted(done) == accepted
+
+
+# --- nothing in silence, nothing left behind ---------------------------------
+
+
+def test_unkept_exception_is_logged_once(make, caplog):
+    """The exception of a job whose future nobody holds is logged, once, with its traceback."""
+    executor = make(thread_name_prefix="writer")
+    executor.submit(divmod, 1, 0)
+    assert executor.drain(LIMIT)
+    executor.shutdown()
+    collect()
+    (record,) = caplog.records
+    assert record.name == "hindsight_exec"
+    assert record.levelno == logging.ERROR
+    assert record.exc_info[0] is ZeroDivisionError
+    assert "writer" in record.getMessage()
+
+
+def test_kept_exception_is_not_logged(make, caplog):
+    """The exception of a job whose future is held is the holder's."""
+    executor = make()
+    future = executor.submit(divmod, 1, 0)
+    assert executor.drain(LIMIT)
+    executor.shutdown()
+    assert caplog.records == []
+    assert isinstance(future.exception(), ZeroDivisionError)
+
+
+def test_collected_executor_leaves_no_thread():
+    """The worker ends when nobody holds the executor any more."""
+    executor = DrainingExecutor(2)
+    together = threading.Barrier(2)
+
+    def job() -> threading.Thread:
+        together.wait(LIMIT)
+        return threading.current_thread()
+
+    workers = [*executor.map(lambda _: job(), range(2))]
+    assert len({*workers}) == 2
+    del executor
+    collect()
+    for worker in workers:
+        worker.join(LIMIT)
+        assert not worker.is_alive()
+
+
+def test_collected_executor_finishes_its_queue(gate):
+    """Jobs that are queued when the executor goes out of scope are run."""
+    executor = DrainingExecutor()
+    executor.submit(gate)
+    futures = [executor.submit(int, str(n)) for n in range(20)]
+    gone = weakref.ref(executor)
+    del executor
+    collect()
+    assert gone() is None
+    gate.open()
+    assert [future.result(LIMIT) for future in futures] == [*range(20)]
+
+
+def test_unused_executor_is_collected():
+    """An executor that never had a job, or is closed, is held by nobody."""
+    unused, closed = DrainingExecutor(), DrainingExecutor()
+    closed.submit(int)
+    closed.shutdown()
+    gone = [weakref.ref(unused), weakref.ref(closed)]
+    del unused, closed
+    collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.mark.skipif(
+    platform.python_implementation() != "CPython", reason="counts on reference counts"
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_idle_worker_holds_nothing(make, fails):
+    """An idle worker keeps neither the last job, its arguments, its result nor its exception."""
+
+    class Thing(Exception):
+        pass
+
+    executor = make()
+    thing = Thing()
+    gone = weakref.ref(thing)
+
+    def job(argument: Thing) -> Thing:
+        if fails:
+            raise argument
+        return argument
+
+    future = executor.submit(job, thing)
+    assert future.exception(LIMIT) is (thing if fails else None)
+    assert executor.drain(LIMIT)
+    del future, thing
+    gc.collect()  # a traceback is part of a cycle
+    assert gone() is None
+
+
+def test_thread_that_cannot_start(make, monkeypatch):
+    """When the system starts no thread, submit says so and has taken nothing."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start"):
+            executor.submit(pytest.fail, "was given back")
+    assert executor.pending == 0
+    assert executor.drain(0)
+    assert executor.submit(int).result(LIMIT) == 0
+
+
+def test_further_thread_that_cannot_start(make, monkeypatch, gate):
+    """When only a further thread cannot start, the ones there are take the job."""
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = make(2)
+    executor.submit(gate)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        future = executor.submit(int)
+    gate.open()
+    assert future.result(LIMIT) == 0

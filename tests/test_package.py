@@ -1,0 +1,56 @@
+"""The package as a whole: its public names, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import hindsight_exec
+
+
+def test_import_is_light():
+    """Importing the package, or its executor, brings neither aiohttp, asyncio nor sqlite3."""
+    code = (
+        "import sys, hindsight_exec\n"
+        "from hindsight_exec import DrainingExecutor, ExecutorClosed\n"
+        "print(sorted({'aiohttp', 'asyncio', 'sqlite3'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_public_names():
+    """Every public name is importable, listed by dir(), and sorted in __all__."""
+    assert hindsight_exec.__all__ == sorted(hindsight_exec.__all__)
+    for name in hindsight_exec.__all__:
+        assert getattr(hindsight_exec, name) is not None
+    assert set(hindsight_exec.__all__) <= set(dir(hindsight_exec))
+
+
+def test_unknown_name():
+    """A name the package does not have is an AttributeError that names it."""
+    try:
+        hindsight_exec.Nonsense
+    except AttributeError as error:
+        assert str(error) == "module 'hindsight_exec' has no attribute 'Nonsense'"
+    else:
+        raise AssertionError("no AttributeError")
+
+
+def test_installed_metadata():
+    """The installed distribution has the package's version and its entry points."""
+    from importlib import metadata
+
+    assert metadata.version("hindsight-exec") == hindsight_exec.__version__
+    points = {
+        (point.group, point.value)
+        for point in metadata.distribution("hindsight-exec").entry_points
+        if point.name.replace("-", "_") == "hindsight_exec"
+    }
+    assert points == {
+        ("console_scripts", "hindsight_exec.cli:main"),
+        ("hermes_agent.memory_providers", "hindsight_exec.hermes"),
+        ("hermes_agent.plugins", "hindsight_exec.hermes"),
+    }
