@@ -1,0 +1,109 @@
+"""The HTTP clients of the process: one for each server and key, shared by all who use it.
+
+A gateway has a memory provider for each of hundreds of chats; one session serves
+them all on the background loop, and is closed when the last lets go of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+
+from .loop import background_loop
+
+if TYPE_CHECKING:
+    from .client import HindsightClient
+
+__all__ = ["Lease", "lease"]
+
+_Target = Tuple[str, str, float]
+
+
+class _Shared:
+    """One client and who holds it."""
+
+    def __init__(self, target: _Target) -> None:
+        self.target = target
+        self.holders = 0  # guarded by _lock
+        self._client: Optional[HindsightClient] = None  # touched on the loop only
+
+    def client(self) -> HindsightClient:
+        if self._client is None:
+            from .client import HindsightClient  # noqa: PLC0415 - made when first used
+
+            url, key, timeout = self.target
+            self._client = HindsightClient(url, api_key=key or None, timeout=timeout)
+            background_loop().add_closer(self.close)
+        return self._client
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            background_loop().remove_closer(self.close)
+            await client.close()
+
+
+_lock = threading.Lock()
+_shared: Dict[_Target, _Shared] = {}
+# A forked child neither uses nor closes its parent's clients, and keeps them
+# referenced: collecting them would close sockets that the parent still uses.
+_inherited: List[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _shared
+    _inherited.append(_shared)
+    _lock, _shared = threading.Lock(), {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Lease:
+    """A share in a client. Made by `lease`; safe from any thread."""
+
+    def __init__(self, shared: _Shared) -> None:
+        self._shared = shared
+        self._released = False
+        self._pid = os.getpid()
+
+    @property
+    def target(self) -> _Target:
+        """URL, key ("" for none) and time-out in seconds."""
+        return self._shared.target
+
+    def client(self) -> HindsightClient:
+        """The client; to be called and used on the background loop."""
+        return self._shared.client()
+
+    def release(self, wait: float = 0.0) -> None:
+        """Lets go; the last one closes the client, waiting at most ``wait`` seconds. Idempotent."""
+        if self._pid != os.getpid():
+            return
+        with _lock:
+            if self._released:
+                return
+            self._released = True
+            self._shared.holders -= 1
+            if self._shared.holders:
+                return
+            _shared.pop(self.target, None)
+        # While the process exits, the loop closes it by itself.
+        with contextlib.suppress(Exception):
+            closing = background_loop().run(self._shared.close())
+            if wait:
+                closing.result(wait)
+
+
+def lease(url: str, key: str, timeout: float) -> Lease:
+    """A share in the process' client of a server (its normalised URL) and key ("" for none)."""
+    target = (url, key, timeout)
+    with _lock:
+        found = _shared.get(target)
+        if found is None:
+            found = _shared[target] = _Shared(target)
+        found.holders += 1
+        return Lease(found)
