@@ -1,0 +1,16 @@
+"""A Hindsight-compatible server in one process and one file: for trying, for tests, for work offline.
+
+It is NOT the memory engine. It answers the requests of Hindsight 1.1.0 that a client needs to
+retain, follow operations, read documents and recall; it stores the documents and finds them again
+by their words (SQLite FTS5, bm25). It extracts no facts, consolidates no observations and reflects
+on nothing.
+
+It keeps everything in one SQLite file, which one server uses at a time. An acknowledged retain
+survives SIGKILL and power loss, and is stored once.
+"""
+
+from __future__ import annotations
+
+from .app import API_VERSION, NOTICE, EmbeddedServer, create_app
+
+__all__ = ["API_VERSION", "NOTICE", "EmbeddedServer", "create_app"]

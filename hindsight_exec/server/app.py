@@ -1,0 +1,333 @@
+"""The embedded server's routes, and the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+
+from hindsight_exec.errors import ConfigError
+
+from . import requests
+from .store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_logger = logging.getLogger("hindsight_exec")
+
+#: The version of Hindsight whose answers these are.
+API_VERSION = "1.1.0"
+
+#: What everybody who asks is told.
+NOTICE = (
+    "hindsight-exec's embedded server stores what it is given and finds it by its words."
+    " It is not the Hindsight memory engine: no facts, no observations, no reflection."
+)
+
+#: The largest body in bytes, far above what a client sends; the real server has no bound.
+MAX_BODY = 256 * 1024 * 1024
+
+#: The name of the database in the data folder.
+DATABASE = "server.sqlite3"
+
+_OPEN = ("/version", "/v1/version", "/health", "/health/ready", "/health/live")
+_BANK = "/v1/default/banks/{bank}"
+_DOCUMENT = _BANK + r"/documents/{id:(?s:.+)}"  # slashes and line ends too
+
+# Seconds before operations that could not be run (a full disk) are tried again.
+_AGAIN = 1.0
+
+# Seconds that requests in progress have to end when the server closes.
+_CLOSING = 2.0
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Api:
+    """The handlers. All run on the loop's thread, and so does SQLite: a request takes about 1 ms."""
+
+    def __init__(self, database: Path | None, api_key: str | None, latency: float) -> None:
+        self._database = database
+        self._api_key = api_key
+        self._latency = latency
+        self._store: Store  # from start-up on, so that its thread is the loop's
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
+        app.cleanup_ctx.append(self._lifetime)
+        app.router.add_get("/version", self.version)
+        app.router.add_get("/v1/version", self.version)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/health/ready", self.health)
+        app.router.add_get("/health/live", self.live)
+        app.router.add_post(f"{_BANK}/memories", self.retain)
+        app.router.add_post(f"{_BANK}/memories/recall", self.recall)
+        app.router.add_post(f"{_BANK}/reflect", self.reflect)
+        app.router.add_get(f"{_BANK}/operations/{{id}}", self.operation)
+        app.router.add_post(f"{_BANK}/operations/{{id}}/retry", self.retry)
+        app.router.add_get(f"{_BANK}/documents", self.documents)
+        app.router.add_get(_DOCUMENT, self.document)
+        app.router.add_delete(_DOCUMENT, self.delete_document)
+        app.router.add_get(f"{_BANK}/config", self.config)
+        app.router.add_patch(f"{_BANK}/config", self.update_config)
+        return app
+
+    async def _lifetime(self, _app: web.Application) -> AsyncIterator[None]:
+        self._store = Store(self._database)
+        self._accepted = asyncio.Event()
+        self._accepted.set()  # a server that was killed has left some
+        worker = asyncio.ensure_future(self._run_operations())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+            self._store.close()
+
+    async def _run_operations(self) -> None:
+        """Run what was accepted, in its order; with a latency, that much later."""
+        while True:
+            await self._accepted.wait()
+            self._accepted.clear()
+            await asyncio.sleep(self._latency)
+            try:
+                while self._store.run_pending():  # noqa: ASYNC110 - requests have their turn
+                    await asyncio.sleep(0)
+            except sqlite3.Error as error:
+                _logger.warning("operations stay pending: %s", error)
+                await asyncio.sleep(_AGAIN)
+                self._accepted.set()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """The key, the latency, and errors as the real server words them."""
+        if self._latency:
+            await asyncio.sleep(self._latency)
+        try:
+            if request.path not in _OPEN:
+                self._authorize(request)
+            return await handler(request)
+        except requests.Refused as refused:
+            return _json({"detail": refused.detail}, refused.status)
+        except web.HTTPException as error:
+            return _json({"detail": error.reason}, error.status)
+        except sqlite3.Error as error:
+            _logger.warning("%s %s: %s", request.method, request.path, error)
+            return _json({"detail": str(error)}, 500)
+        except Exception:
+            _logger.exception("%s %s", request.method, request.path)
+            return _json({"detail": "Internal server error"}, 500)
+
+    def _authorize(self, request: web.Request) -> None:
+        if self._api_key is None:
+            return
+        given = request.headers.get("Authorization", "").strip()
+        if given.lower().startswith("bearer "):
+            given = given[7:].strip()
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), self._api_key.encode()):
+            raise requests.Refused(401, "Invalid API key")
+
+    async def version(self, _request: web.Request) -> web.Response:
+        features = dict.fromkeys(
+            (
+                "memory_engine",
+                "observations",
+                "mcp",
+                "bank_llm_health",
+                "file_upload_api",
+                "document_export_api",
+                "document_import_api",
+                "audit_log",
+                "llm_trace",
+            ),
+            False,
+        )
+        features.update(worker=True, bank_config_api=True, store_document_text=True, embedded=True)
+        return _json({"api_version": API_VERSION, "features": features, "notice": NOTICE})
+
+    async def health(self, _request: web.Request) -> web.Response:
+        try:
+            self._store.check()
+        except sqlite3.Error as error:
+            return _json({"status": "unhealthy", "database": "error", "error": repr(error)}, 503)
+        return _json({"status": "healthy", "database": "connected"})
+
+    async def live(self, _request: web.Request) -> web.Response:
+        return _json({"status": "alive"})
+
+    async def retain(self, request: web.Request) -> web.Response:
+        bank = requests.bank_id(request.match_info["bank"])
+        items, later, chosen = requests.retain(requests.body(await request.read()))
+        operation, count, usage = None, len(items), None
+        if not later:
+            self._store.retain(bank, items)
+            usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+        elif items:
+            operation, count = self._store.accept(bank, items, chosen)
+            self._accepted.set()
+        return _json(
+            {
+                "success": True,
+                "bank_id": bank,
+                "items_count": count,
+                "async": later,
+                "operation_id": operation,
+                "operation_ids": None,
+                "usage": usage,
+            }
+        )
+
+    async def recall(self, request: web.Request) -> web.Response:
+        arguments = requests.recall(requests.body(await request.read()))
+        return _json({"results": self._store.recall(request.match_info["bank"], **arguments)})
+
+    async def reflect(self, _request: web.Request) -> web.Response:
+        raise requests.Refused(400, f"Reflect requires an LLM provider. {NOTICE}")
+
+    async def operation(self, request: web.Request) -> web.Response:
+        operation = requests.operation_id(request.match_info["id"])
+        return _json(self._store.operation(request.match_info["bank"], operation))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        operation = requests.operation_id(request.match_info["id"])
+        self._store.retry(request.match_info["bank"], operation)
+        self._accepted.set()
+        return _json(
+            {
+                "success": True,
+                "message": f"Operation {operation} queued for retry",
+                "operation_id": operation,
+            }
+        )
+
+    async def documents(self, request: web.Request) -> web.Response:
+        match = request.query.get("tags_match", "any_strict")
+        if match not in requests.TAGS_MATCH:
+            raise requests.Refused(422, f"tags_match must be one of {requests.TAGS_MATCH}")
+        page = self._store.documents(
+            request.match_info["bank"],
+            query=request.query.get("q"),
+            tags=request.query.getall("tags", []),
+            tags_match=match,
+            limit=requests.count(request.query, "limit", 100),
+            offset=requests.count(request.query, "offset", 0),
+        )
+        return _json(page)
+
+    async def document(self, request: web.Request) -> web.Response:
+        return _json(self._store.document(request.match_info["bank"], request.match_info["id"]))
+
+    async def delete_document(self, request: web.Request) -> web.Response:
+        document = request.match_info["id"]
+        count = self._store.delete_document(request.match_info["bank"], document)
+        return _json(
+            {
+                "success": True,
+                "message": f"Document '{document}' and {count} associated memory units deleted"
+                " successfully",
+                "document_id": document,
+                "memory_units_deleted": count,
+            }
+        )
+
+    async def config(self, request: web.Request) -> web.Response:
+        return _json(self._store.config(request.match_info["bank"]))
+
+    async def update_config(self, request: web.Request) -> web.Response:
+        bank = requests.bank_id(request.match_info["bank"])
+        updates = requests.missions(requests.body(await request.read()))
+        return _json(self._store.update_config(bank, updates))
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    # ASCII escapes: what a refused request held may not be UTF-8.
+    return web.Response(text=json.dumps(value), status=status, content_type="application/json")
+
+
+def create_app(
+    database: Path | None, *, api_key: str | None = None, latency: float = 0.0
+) -> web.Application:
+    """The server as an aiohttp application.
+
+    Args:
+        database: The SQLite file, made if need be; None keeps everything in memory.
+        api_key: The key that requests must carry; /version and /health stay open.
+        latency: Seconds that each request takes longer, and each operation stays pending.
+
+    Raises at start-up:
+        ConfigError: The database cannot be opened, or another server uses it.
+    """
+    return _Api(database, api_key, latency).application()
+
+
+class EmbeddedServer:
+    """The server in a process: start it on a loop, close it on the same.
+
+    Args:
+        data: The folder of the database, made if need be; None keeps everything in memory.
+        host: The address to listen at.
+        port: The port; 0 takes a free one.
+        api_key: The key that requests must carry; /version and /health stay open.
+        latency: Seconds that each request takes longer, and each operation stays pending.
+    """
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        self._database = None if data is None else data / DATABASE
+        self._host = host
+        self._port = port
+        self._api_key = api_key
+        self._latency = latency
+        self._runner: web.AppRunner | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Where it answers; empty until it is started."""
+        return self._url
+
+    async def start(self) -> str:
+        """Open the database, listen, and return the URL.
+
+        Raises:
+            ConfigError: The folder cannot be written, another server uses it, or the port is taken.
+        """
+        app = create_app(self._database, api_key=self._api_key, latency=self._latency)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSING)
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, self._host, self._port).start()
+        except (OSError, OverflowError) as error:
+            await runner.cleanup()
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"cannot listen at {self._host} port {self._port}: {reason}"
+            ) from error
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        port = runner.addresses[0][1]
+        self._url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
+        return self._url
+
+    async def close(self) -> None:
+        """Stop listening, end what is in progress and close the database. Idempotent."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()

@@ -1,0 +1,119 @@
+"""The embedded server's file: opened, checked, locked; one connection, one thread, one server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Iterator
+
+from hindsight_exec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSION = 1
+
+# Seconds another process may hold the file before it counts as in use: longer than a server that
+# is ending needs.
+_BUSY = 3.0
+
+_SCHEMA = """
+CREATE TABLE banks (bank TEXT PRIMARY KEY, config TEXT NOT NULL DEFAULT '{}') WITHOUT ROWID;
+CREATE TABLE operations (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, bank TEXT NOT NULL, status TEXT NOT NULL,
+    count INTEGER NOT NULL, items TEXT, error TEXT, retries INTEGER NOT NULL DEFAULT 0,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL, completed_at TEXT);
+CREATE INDEX operations_pending ON operations (number) WHERE status = 'pending';
+CREATE TABLE documents (
+    number INTEGER PRIMARY KEY, bank TEXT NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL,
+    content_hash TEXT NOT NULL, fields TEXT NOT NULL,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (bank, id));
+CREATE INDEX documents_newest ON documents (bank, updated_at);
+CREATE TABLE tags (
+    document INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE, tag TEXT NOT NULL,
+    PRIMARY KEY (document, tag)) WITHOUT ROWID;
+CREATE TABLE units (
+    number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents ON DELETE CASCADE,
+    position INTEGER NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, at TEXT);
+CREATE INDEX units_of ON units (document);
+CREATE VIRTUAL TABLE words USING fts5 (
+    text, content='units', content_rowid='number', tokenize='unicode61 remove_diacritics 2');
+CREATE TRIGGER unit_made AFTER INSERT ON units BEGIN
+    INSERT INTO words (rowid, text) VALUES (new.number, new.text); END;
+CREATE TRIGGER unit_gone AFTER DELETE ON units BEGIN
+    INSERT INTO words (words, rowid, text) VALUES ('delete', old.number, old.text); END;
+"""
+
+
+def open_database(path: Path | None) -> sqlite3.Connection:
+    """The database at the path, made if need be; None keeps it in memory.
+
+    Raises:
+        ConfigError: It cannot be opened, is newer than this package, or another server uses it.
+    """
+    name = ":memory:" if path is None else str(path)
+    try:
+        if path is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Made by us first: SQLite would let others read it. Never opened when it is there: to
+            # close it again would drop the locks of another server in this process.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        sql = sqlite3.connect(name, timeout=_BUSY, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"cannot open the database {name}: {error}") from error
+    try:
+        _prepare(sql, name)
+    except sqlite3.Error as error:
+        sql.close()
+        if "locked" in str(error):
+            raise ConfigError(f"the database {name} is in use by another server") from error
+        raise ConfigError(f"cannot use the database {name}: {error}") from error
+    except BaseException:
+        sql.close()
+        raise
+    return sql
+
+
+def _prepare(sql: sqlite3.Connection, name: str) -> None:
+    sql.row_factory = sqlite3.Row
+    # One server a file: two that write one WAL can lose rows (SQLite < 3.51.3).
+    sql.execute("PRAGMA locking_mode = EXCLUSIVE")
+    sql.execute("PRAGMA journal_mode = WAL")
+    # An acknowledged retain survives power loss too: its client forgets it then.
+    sql.execute("PRAGMA synchronous = FULL")
+    sql.execute("PRAGMA foreign_keys = ON")
+    sql.create_function("casefold", 1, str.casefold, deterministic=True)
+    with transaction(sql):
+        version = sql.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise ConfigError(f"the database {name} was written by a newer hindsight-exec")
+        if version < VERSION:
+            for statement in _statements(_SCHEMA):
+                sql.execute(statement)
+            sql.execute(f"PRAGMA user_version = {VERSION}")
+
+
+@contextlib.contextmanager
+def transaction(sql: sqlite3.Connection) -> Iterator[None]:
+    """All of the block's statements, or none."""
+    sql.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        sql.execute("COMMIT")
+    except BaseException:
+        # A full disk has ended the transaction already.
+        if sql.in_transaction:
+            sql.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The script's statements: `executescript` would end the transaction they belong to."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,329 @@
+"""What the embedded server accepts: requests checked as the real one checks them.
+
+A wrong request raises `Refused` with the status and the `detail` the real server answers with
+(FastAPI's list of errors for 422), so that a client which is right here is right there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import uuid
+from collections import Counter
+from datetime import timezone
+from typing import Any, Mapping, Sequence
+
+from hindsight_exec.times import parse_iso
+
+from .text import sanitize
+
+BUDGETS = ("low", "mid", "high")
+TYPES = ("experience", "observation", "world")
+TAGS_MATCH = ("any", "all", "any_strict", "all_strict", "exact")
+MISSIONS = ("observations_mission", "reflect_mission", "retain_mission")
+UPDATE_MODES = ("replace", "append")
+SCOPES = ("per_tag", "combined", "all_combinations", "shared")
+
+# What a recall searches for at most: an OR of thousands of words would stop the server.
+_WORDS = 200
+
+# Hindsight's limit: a longer id would not fit its storage keys.
+_BANK_BYTES = 192
+
+
+class Refused(Exception):  # noqa: N818 - what it is, not an error of this program
+    """A request that is answered with an error: its HTTP status and the answer's `detail`."""
+
+    def __init__(self, status: int, detail: Any) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+
+class _Errors:
+    """The errors of one request body, all of them, as FastAPI lists them."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, kind: str, where: Sequence[str | int], message: str, value: Any) -> None:
+        self.found.append({"type": kind, "loc": ["body", *where], "msg": message, "input": value})
+
+    def value(self, where: Sequence[str | int], message: str, value: Any) -> None:
+        self.add("value_error", where, f"Value error, {message}", value)
+
+    def string(self, where: Sequence[str | int], value: Any) -> None:
+        if not isinstance(value, str):
+            self.add("string_type", where, "Input should be a valid string", value)
+
+    def strings(self, where: Sequence[str | int], value: Any) -> None:
+        if not isinstance(value, list):
+            self.add("list_type", where, "Input should be a valid list", value)
+            return
+        for index, entry in enumerate(value):
+            self.string([*where, index], entry)
+
+    def choice(self, where: Sequence[str | int], value: Any, choices: Sequence[str]) -> None:
+        if value not in choices:
+            *first, last = (repr(choice) for choice in choices)
+            self.add("literal_error", where, f"Input should be {', '.join(first)} or {last}", value)
+
+    def refuse(self) -> None:
+        if self.found:
+            raise Refused(422, self.found)
+
+
+def body(raw: bytes) -> dict[str, Any]:
+    """The JSON object a request carries, without what cannot be stored.
+
+    Raises:
+        Refused: 400 for bytes that are no text, 422 for all else that is no JSON object.
+    """
+    errors = _Errors()
+    value: Any = None
+    try:
+        value = json.loads(raw)
+    except UnicodeDecodeError:
+        raise Refused(400, "There was an error parsing the body") from None
+    except json.JSONDecodeError as error:
+        errors.add("json_invalid", [error.pos], "JSON decode error", {})
+    except (ValueError, RecursionError):  # a number of 5000 digits, a hundred thousand brackets
+        errors.add("json_invalid", [0], "JSON decode error", {})
+    errors.refuse()
+    if not isinstance(value, dict):
+        errors.add("model_attributes_type", [], "Input should be a valid dictionary", value)
+    errors.refuse()
+    cleaned: dict[str, Any] = sanitize(value)
+    return cleaned
+
+
+def bank_id(bank: str) -> str:
+    """The id, if a bank of that name may be made.
+
+    Raises:
+        Refused: 400.
+    """
+    if len(bank.encode("utf-8", "replace")) > _BANK_BYTES:
+        raise Refused(400, f"Bank id is too long: at most {_BANK_BYTES} bytes of UTF-8 are allowed")
+    if any(unicodedata.category(character) == "Cc" for character in bank):
+        raise Refused(400, "Bank id must not contain control characters")
+    if bank.startswith("_"):
+        raise Refused(400, "Bank id must not start with '_': that prefix is reserved")
+    return bank
+
+
+def operation_id(text: str) -> str:
+    """An operation's id out of a path, in its canonical form.
+
+    Raises:
+        Refused: 400 when it is no UUID.
+    """
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise Refused(400, f"Invalid operation_id format: {text}") from None
+
+
+def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | None]:
+    """The items, whether they may be stored later, and the operation id the caller chose.
+
+    Raises:
+        Refused: 422 for wrong types, 400 for what cannot be done.
+    """
+    errors = _Errors()
+    entries = request.get("items")
+    if "items" not in request:
+        errors.add("missing", ["items"], "Field required", request)
+    elif not isinstance(entries, list):
+        errors.add("list_type", ["items"], "Input should be a valid list", entries)
+        entries = []
+    items = [_item(entry, index, errors) for index, entry in enumerate(entries or [])]
+    later = request.get("async", False)
+    if not isinstance(later, bool):
+        errors.add("bool_type", ["async"], "Input should be a valid boolean", later)
+    chosen = request.get("operation_id")
+    if chosen is not None:
+        try:
+            chosen = str(uuid.UUID(chosen))
+        except (ValueError, AttributeError, TypeError):
+            errors.value(["operation_id"], "operation_id must be a valid UUID", chosen)
+    errors.refuse()
+    for item in items:
+        if item["append"] and not item["document_id"]:
+            raise Refused(400, "update_mode='append' requires a document_id")
+    if later:
+        counts = Counter(item["document_id"] for item in items if item["document_id"])
+        twice = [document for document, count in counts.items() if count > 1]
+        if twice:
+            raise Refused(
+                400,
+                f"Batch contains duplicate document_ids: {twice}. Each content item in an async"
+                " batch must have a unique document_id; async=false folds them into one document.",
+            )
+    # Without any id the items are one document, beside named ones each is its own.
+    shared = None if any(item["document_id"] for item in items) else str(uuid.uuid4())
+    for item in items:
+        item["document_id"] = item["document_id"] or shared or str(uuid.uuid4())
+    return items, later, chosen
+
+
+def _item(entry: Any, index: int, errors: _Errors) -> dict[str, Any]:
+    at: list[str | int] = ["items", index]
+    if not isinstance(entry, dict):
+        errors.add("model_attributes_type", at, "Input should be a valid dictionary", entry)
+        entry = {}
+    content = entry.get("content")
+    if "content" not in entry:
+        errors.add("missing", [*at, "content"], "Field required", entry)
+    elif not isinstance(content, str):
+        errors.string([*at, "content"], content)
+    elif not content.strip():
+        errors.value([*at, "content"], "content cannot be empty", content)
+    for name in ("context", "document_id"):
+        if entry.get(name) is not None:
+            errors.string([*at, name], entry[name])
+    metadata = entry.get("metadata")
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            errors.string([*at, "metadata", key], value)
+    elif metadata is not None:
+        errors.add("dict_type", [*at, "metadata"], "Input should be a valid dictionary", metadata)
+    tags = _tags(entry.get("tags"))
+    if tags is not None:
+        errors.strings([*at, "tags"], tags)
+    mode = entry.get("update_mode")
+    if mode is not None:
+        errors.choice([*at, "update_mode"], mode, UPDATE_MODES)
+    scopes = entry.get("observation_scopes")
+    if isinstance(scopes, list):
+        for number, scope in enumerate(scopes):
+            errors.strings([*at, "observation_scopes", number], scope)
+    elif scopes is not None:
+        errors.choice([*at, "observation_scopes"], scopes, SCOPES)
+    dated = str(entry.get("timestamp")).lower() != "unset"
+    date = _event_date(entry.get("timestamp"), [*at, "timestamp"], errors) if dated else None
+    params = {
+        "context": entry.get("context"),
+        "event_date": date,
+        "metadata": metadata,
+        "observation_scopes": scopes,
+    }
+    return {
+        "content": content,
+        "document_id": entry.get("document_id"),
+        "append": mode == "append",
+        "tags": tags or [],
+        "dated": dated,
+        "params": {name: value for name, value in params.items() if value},
+    }
+
+
+def _tags(value: Any) -> Any:
+    """Tags as a list, also where a tool bridge sent the list as one string of JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return [value]
+    return parsed if isinstance(parsed, list) else [value]
+
+
+def _event_date(value: Any, at: Sequence[str | int], errors: _Errors) -> str | None:
+    """When the content happened, as ISO 8601 with an offset; None when the request says nothing."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        errors.value(at, f"timestamp must be a string, got {type(value).__name__}", value)
+        return None
+    try:
+        moment = parse_iso(value)
+    except ValueError:
+        errors.value(at, f"Invalid timestamp format: {value!r}. Expected ISO format", value)
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).isoformat()
+
+
+def recall(request: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Store.recall`.
+
+    Raises:
+        Refused: 422.
+    """
+    errors = _Errors()
+    words: list[str] = []
+    query = request.get("query")
+    if "query" not in request:
+        errors.add("missing", ["query"], "Field required", request)
+    elif not isinstance(query, str):
+        errors.string(["query"], query)
+    else:
+        words = list(dict.fromkeys(re.findall(r"[^\W_]+", query)))
+        if not words:
+            errors.value(["query"], "query must contain at least one word character", query)
+    budget = request.get("budget", "mid")
+    errors.choice(["budget"], budget, BUDGETS)
+    match = request.get("tags_match", "any")
+    errors.choice(["tags_match"], match, TAGS_MATCH)
+    tokens = request.get("max_tokens", 4096)
+    if isinstance(tokens, bool) or not isinstance(tokens, int):
+        errors.add("int_type", ["max_tokens"], "Input should be a valid integer", tokens)
+    for name in ("types", "tags"):
+        if request.get(name) is not None:
+            errors.strings([name], request[name])
+    errors.refuse()
+    types = request.get("types") or list(TYPES)
+    unknown = sorted(set(types) - set(TYPES))
+    if unknown:
+        raise Refused(
+            422, f"Invalid fact type(s): {', '.join(unknown)}. Must be one of: {', '.join(TYPES)}"
+        )
+    return {
+        "words": words[:_WORDS],
+        "types": types,
+        "tags": request.get("tags") or [],
+        "tags_match": match,
+        "budget": budget,
+        "max_tokens": tokens,
+    }
+
+
+def missions(request: dict[str, Any]) -> dict[str, str | None]:
+    """The part of a bank's configuration that is kept here: its missions.
+
+    Raises:
+        Refused: 422 for wrong types, 400 for other fields.
+    """
+    errors = _Errors()
+    updates: Any = request.get("updates")
+    if not isinstance(updates, dict):
+        errors.add("dict_type", ["updates"], "Input should be a valid dictionary", updates)
+    errors.refuse()
+    unknown = sorted(set(updates) - set(MISSIONS))
+    if unknown:
+        raise Refused(
+            400, f"Unknown configuration fields: {unknown}. This server keeps {list(MISSIONS)}."
+        )
+    for name, mission in updates.items():
+        if mission is not None:
+            errors.string(["updates", name], mission)
+    errors.refuse()
+    return dict(updates)
+
+
+def count(query: Mapping[str, str], name: str, default: int) -> int:
+    """A number of 0 or more out of a query string.
+
+    Raises:
+        Refused: 422.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    kind, message = "int_parsing", "Input should be a valid integer"
+    if re.fullmatch("-?[0-9]{1,18}", text):
+        if int(text) >= 0:
+            return int(text)
+        kind, message = "greater_than_equal", "Input should be greater than or equal to 0"
+    raise Refused(422, [{"type": kind, "loc": ["query", name], "msg": message, "input": text}])

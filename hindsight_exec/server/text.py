@@ -1,0 +1,101 @@
+"""Pure text work of the embedded server: what is removed, joined and cut into units.
+
+Each rule is the real server's (Hindsight 1.1.0), so that a document looks the same in both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+#: The longest unit in characters: the size in which Hindsight cuts a document.
+UNIT_CHARS = 3000
+
+# What PostgreSQL cannot store and UTF-8 cannot say. Python joins surrogate PAIRS of JSON escapes
+# to one character while it parses, so whatever is left here stands alone.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+# Where a long text is cut, the best place first.
+_BREAKS = ("\n\n", "\n", ". ", " ")
+
+
+def sanitize(value: Any) -> Any:
+    """The JSON value without U+0000 and lone surrogates in any string or key of it."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("", value)
+    if isinstance(value, list):
+        return [sanitize(entry) for entry in value]
+    if isinstance(value, dict):
+        return {sanitize(key): sanitize(entry) for key, entry in value.items()}
+    return value
+
+
+def join_parts(parts: list[str]) -> str:
+    """One document's parts as its text: JSON lists of objects are merged, all else by lines."""
+    merged: list[Any] = []
+    for part in parts:
+        entries = _json(part)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            return "\n".join(parts)
+        merged += entries
+    # A single part keeps its bytes; several are one list again.
+    return parts[0] if len(parts) == 1 else json.dumps(merged, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What recall finds: one message of a conversation, or one piece of a text."""
+
+    text: str
+    kind: str  # "experience": what the assistant said; "world": all else
+    at: str | None  # the message's own time
+
+
+def units(document: str) -> list[Unit]:
+    """The units of a document's text, in its order."""
+    messages = list(_messages(_json(document)))
+    if not messages:
+        # What appends of nested conversations look like: one JSON list on each line.
+        messages = [entry for line in document.split("\n") for entry in _messages(_json(line))]
+    found: list[Unit] = []
+    for message in messages or [{"content": document}]:
+        kind = "experience" if message.get("role") == "assistant" else "world"
+        at = message.get("timestamp") if isinstance(message.get("timestamp"), str) else None
+        found += [Unit(piece, kind, at) for piece in _pieces(_content_text(message.get("content")))]
+    return found
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text) if text.lstrip().startswith(("[", "{")) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _messages(value: Any) -> Iterator[dict[str, Any]]:
+    """The messages in a list of messages, or in a list of turns that are lists of messages."""
+    for entry in value if isinstance(value, list) else [value]:
+        for message in entry if isinstance(entry, list) else [entry]:
+            if isinstance(message, dict) and "role" in message:
+                yield message
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, list):
+        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _pieces(text: str) -> Iterator[str]:
+    text = text.strip()
+    while len(text) > UNIT_CHARS:
+        cuts = (text.rfind(mark, 1, UNIT_CHARS) + len(mark) for mark in _BREAKS)
+        # A mark in the first half would leave a crumb; a text without marks is cut anywhere.
+        cut = next((cut for cut in cuts if cut > UNIT_CHARS // 2), UNIT_CHARS)
+        yield text[:cut].strip()
+        text = text[cut:].strip()
+    if text:
+        yield text
