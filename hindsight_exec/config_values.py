@@ -1,0 +1,141 @@
+"""Checks one value of config.json or of the environment, a function for each kind of key."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple, cast
+
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+__all__ = ["PARSERS", "WrongValue"]
+
+
+class WrongValue(Exception):  # noqa: N818 - not an error of the program
+    """What a value must be, and what is used in its place (None: the default)."""
+
+    def __init__(self, must_be: str, instead: Any = None) -> None:
+        super().__init__(must_be)
+        self.instead = instead
+
+
+def _text(value: Any, _: Field[Any]) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise WrongValue("text")
+    return str(value)
+
+
+def _label(value: Any, item: Field[Any]) -> str:
+    return _text(value, item).strip() or str(item.default)
+
+
+def _bank(value: Any, item: Field[Any]) -> str:
+    bank = _text(value, item).strip()
+    # The server takes at most 192 bytes and no slash (Hindsight 1.1.0).
+    usable = bank.replace("/", "-").encode("utf-8", "replace")[:192].decode("utf-8", "ignore")
+    if usable != bank or not bank:
+        raise WrongValue('text of at most 192 bytes without "/"', usable or item.default)
+    return bank
+
+
+def _secret(value: Any, item: Field[Any]) -> str:
+    key = _text(value, item).strip()
+    if not key.isascii() or not key.isprintable():
+        raise WrongValue("printable ASCII")
+    return key
+
+
+def _choice(value: Any, item: Field[Any]) -> str:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text not in item.metadata["choices"]:
+        raise WrongValue("one of " + ", ".join(item.metadata["choices"]))
+    return str(text)
+
+
+def _bool(value: Any, _: Field[Any]) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words.update({"false": False, "no": False, "off": False, "0": False})
+    answer = words.get(str(value).strip().lower())
+    if answer is None:
+        raise WrongValue("true or false")
+    return answer
+
+
+def _number(value: Any, item: Field[Any]) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    # Threads cannot wait longer than this (threading.TIMEOUT_MAX on Windows: 49 days).
+    if not item.metadata["minimum"] <= number <= 4_000_000:
+        raise WrongValue(f"a number of at least {max(item.metadata['minimum'], 0):g}")
+    return number
+
+
+def _int(value: Any, item: Field[Any]) -> int:
+    try:
+        number = _number(value, item)
+    except WrongValue:
+        number = math.nan
+    if not number.is_integer():
+        raise WrongValue(f"a whole number of at least {item.metadata['minimum']:g}")
+    return int(number)
+
+
+def _literal(text: str) -> Any:
+    """What JSON text holds, or text that a desktop panel made of a list; None for other text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
+    if isinstance(value, str):
+        parsed = _literal(value)
+        value = parsed if isinstance(parsed, list) else value.split(",")
+    if not isinstance(value, (list, tuple)) or any(isinstance(one, (dict, list)) for one in value):
+        raise WrongValue("a list, or text with commas")
+    entries = tuple(dict.fromkeys(str(one).strip() for one in value if str(one).strip()))
+    choices = item.metadata["choices"]
+    if choices and not set(entries) <= set(choices):
+        known = tuple(entry for entry in entries if entry in choices)
+        raise WrongValue("out of " + ", ".join(choices), known or item.default)
+    return entries or tuple(cast("Tuple[str, ...]", item.default))
+
+
+def _scopes(value: Any, _: Field[Any]) -> Any:
+    if isinstance(value, str):
+        text = value.strip()
+        if text in ("combined", "per_tag", "all_combinations"):
+            return text
+        value = _literal(text)
+    if isinstance(value, (list, tuple)):
+        # A flat list of tags is one scope.
+        scopes = value if any(isinstance(one, (list, tuple)) for one in value) else [value]
+        scopes = [[one] if isinstance(one, str) else one for one in scopes]
+        if all(
+            isinstance(one, (list, tuple)) and all(isinstance(tag, str) for tag in one)
+            for one in scopes
+        ):
+            cleaned = [tuple(tag.strip() for tag in one if tag.strip()) for one in scopes]
+            return tuple(one for one in cleaned if one) or None
+    raise WrongValue("combined, per_tag, all_combinations or a list of lists of tags")
+
+
+PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
+    "text": _text,
+    "label": _label,
+    "bank": _bank,
+    "secret": _secret,
+    "choice": _choice,
+    "bool": _bool,
+    "number": _number,
+    "int": _int,
+    "list": _list,
+    "scopes": _scopes,
+}
