@@ -1,0 +1,282 @@
+"""Turns, the documents they are written in, and the item that is sent.
+
+Pure: neither threads, nor disk, nor HTTP.  How documents are written, and why,
+is told in ``docs/architecture.md``: a document holds a few turns of one
+session as a FLAT JSON list of messages (Hindsight cuts such a list between
+messages), is written once under an id that sorts by time, and is tagged with
+its session.
+"""
+
+# ruff: noqa: TRY004 (what is wrong with an argument is a ValueError, whatever it is)
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Iterable, Mapping, Optional, Sequence
+
+# json.dumps() would make an encoder for each call.
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+# The server removes both (Hindsight 1.1.0); SQLite and UTF-8 do not take the
+# second, so that a turn holding one could not be kept at all.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+#: Longest identifier sent as it is, in characters. Document ids and tags are
+#: index keys on the server, and PostgreSQL's are bounded at some 2700 bytes.
+_LONGEST_IDENTIFIER = 255
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the turns of one document share: where they go and what is said of them.
+
+    Attributes:
+        url: The server, without secrets.
+        credential: Reference that tells where the key for ``url`` is
+            configured; "" for none. Never the key.
+        bank: The memory bank.
+        session: The conversation; prefix of the document ids.
+        context: What the item says of its content, or "".
+        tags: Tags of the document.
+        metadata: Pairs of strings, sorted.
+        observation_scopes: JSON text, or "".
+    """
+
+    url: str
+    credential: str
+    bank: str
+    session: str
+    context: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    observation_scopes: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn as it is kept.
+
+    Attributes:
+        given_at: POSIX time in seconds.
+        index: The turn's number in its session, from 1.
+        payload: Its messages as JSON, without the brackets of the list.
+        sizes: Length of each message's JSON in characters.
+    """
+
+    given_at: float
+    index: int
+    payload: str
+    sizes: tuple[int, ...] = field(default=())
+
+    @property
+    def chars(self) -> int:
+        return sum(self.sizes)
+
+
+def storable(text: str) -> str:
+    """``text`` without U+0000 and lone surrogates, which the server removes too."""
+    try:
+        text.encode()  # much faster than the pattern, and nearly always enough
+    except UnicodeEncodeError:
+        return _UNSTORABLE.sub("", text)
+    return text.replace("\x00", "") if "\x00" in text else text
+
+
+def identifier(text: str) -> str:
+    """A session or tag as the server can index it: long ones end in a hash."""
+    text = storable(text)
+    if len(text) <= _LONGEST_IDENTIFIER:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: _LONGEST_IDENTIFIER - 17]}-{digest}"
+
+
+def source(
+    *,
+    url: str,
+    credential: str,
+    bank: str,
+    session: str,
+    context: Optional[str] = None,
+    tags: Iterable[str] = (),
+    metadata: Optional[Mapping[str, Any]] = None,
+    observation_scopes: Any = None,
+) -> Source:
+    """A :class:`Source` of what a caller gave; each tag once, ``session:`` last.
+
+    Raises:
+        ValueError: ``bank`` or ``session`` is empty, ``tags`` is a single text,
+            ``metadata`` is no mapping, or ``observation_scopes`` is not JSON.
+    """
+    texts: dict[str, Any] = {"bank": bank, "session": session}
+    for name, value in texts.items():
+        if not isinstance(value, str) or not storable(value).strip():
+            raise ValueError(f"{name} must be a text that is not empty, not {value!r:.80}")
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise ValueError(f"tags must be a list of texts, not {tags!r:.80}")
+    if not isinstance(metadata or {}, Mapping):
+        raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
+    session = identifier(session)
+    every = [identifier(str(tag)) for tag in tags] + [identifier(f"session:{session}")]
+    return Source(
+        url=url,
+        credential=credential,
+        bank=storable(bank),
+        session=session,
+        context=storable(str(context or "")),
+        tags=tuple(dict.fromkeys(tag for tag in every if tag)),
+        metadata=tuple(
+            sorted(
+                (storable(str(key)), storable(str(value)))
+                for key, value in (metadata or {}).items()
+                if value is not None
+            )
+        ),
+        observation_scopes=(
+            ""
+            if observation_scopes is None
+            else _storable_json("observation_scopes", observation_scopes)
+        ),
+    )
+
+
+def turn_messages(
+    user: str,
+    assistant: str,
+    *,
+    at: datetime,
+    user_prefix: str = "User",
+    assistant_prefix: str = "Assistant",
+) -> list[dict[str, str]]:
+    """The messages of a turn, labelled; an empty side is left out."""
+    stamp = at.isoformat()
+    return [
+        {"role": role, "content": f"{prefix}: {text}" if prefix else text, "timestamp": stamp}
+        for role, prefix, text in (
+            ("user", user_prefix, user),
+            ("assistant", assistant_prefix, assistant),
+        )
+        if text.strip()
+    ]
+
+
+def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) -> Turn:
+    """A turn ready to be kept.
+
+    Raises:
+        ValueError: There is no message, or one is not a JSON object.
+    """
+    if not messages:
+        raise ValueError("a turn needs at least one message")
+    texts = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise ValueError(f"a message must be a mapping, not {message!r:.80}")
+        texts.append(_storable_json("a message", dict(message)))
+    return Turn(given_at, index, ", ".join(texts), tuple(map(len, texts)))
+
+
+def _storable_json(name: str, value: Any) -> str:
+    try:
+        text = storable(_json(value))
+        if "\\u0000" in text:  # the escape of U+0000, or somebody writes about it
+            text = storable(_json(_storable_values(value)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be JSON: {error}") from error
+    return text
+
+
+def _storable_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, Mapping):
+        return {_storable_values(key): _storable_values(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_storable_values(one) for one in value]
+    return value
+
+
+def document_item(source: Source, document_id: str, turns: Sequence[Turn]) -> bytes:
+    """The item that is sent for a document of ``turns``, as JSON in UTF-8."""
+    content = "[" + ", ".join(turn.payload for turn in turns) + "]"
+    return _item(
+        source,
+        document_id,
+        content,
+        timestamp=turns[0].given_at,
+        retained_at=turns[-1].given_at,
+        counts={
+            "message_count": str(sum(len(turn.sizes) for turn in turns)),
+            "turn_index": str(turns[-1].index),
+        },
+    )
+
+
+def text_item(source: Source, document_id: str, text: str, at: float, timestamp: str = "") -> bytes:
+    """The item that is sent for a text that somebody asked to be remembered."""
+    stamp = storable(timestamp) or at
+    return _item(source, document_id, storable(text), timestamp=stamp, retained_at=at)
+
+
+def _item(
+    source: Source,
+    document_id: str,
+    content: str,
+    *,
+    timestamp: float | str,
+    retained_at: float,
+    counts: Optional[Mapping[str, str]] = None,
+) -> bytes:
+    if not isinstance(timestamp, str):
+        # The local offset: the server reads dates like "yesterday" against it.
+        timestamp = datetime.fromtimestamp(timestamp).astimezone().isoformat()
+    item: dict[str, Any] = {
+        "content": content,
+        "document_id": document_id,
+        "timestamp": timestamp,
+        "tags": list(source.tags),
+        "metadata": {
+            **dict(source.metadata),
+            "retained_at": _utc(retained_at),
+            "session_id": source.session,
+            **(counts or {}),
+        },
+    }
+    if source.context:
+        item["context"] = source.context
+    if source.observation_scopes:
+        item["observation_scopes"] = json.loads(source.observation_scopes)
+    return _json(item).encode()
+
+
+def _utc(at: float) -> str:
+    stamp = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
+    return stamp.replace("+00:00", "Z")
+
+
+def time_ordered_id(at: float) -> str:
+    """A UUID (version 7) as text; such texts sort by ``at``, POSIX time in seconds.
+
+    Its 12 bits after the milliseconds are a finer fraction of the time (RFC
+    9562, method 3), so that turns a quarter of a microsecond apart sort right.
+    (``uuid.uuid7`` is new in Python 3.14, and takes no time.)
+    """
+    milliseconds, rest = divmod(round(at * 1e9), 1_000_000)
+    random = int.from_bytes(os.urandom(8), "big") >> 2
+    value = milliseconds << 80 | 7 << 76 | (rest * 4096 // 1_000_000) << 64 | 2 << 62 | random
+    return str(uuid.UUID(int=value))
+
+
+def document_id(session: str, at: float) -> str:
+    """A new document's id; those of a session sort by ``at``, their first turn's time.
+
+    The turn's time and not the document's: turns that waited for the next
+    start still sort before those that were given meanwhile.
+    """
+    return f"{session}/{time_ordered_id(at)}"

@@ -1,0 +1,1 @@
+"""Tests against the real Hindsight server; `python -m tests.hindsight.server` starts one by hand."""
