@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 from typing import Iterator, Optional
@@ -25,14 +26,12 @@ from typing import Iterator, Optional
 from .errors import OutboxUnavailable
 from .turns import time_ordered_id
 
-try:
-    import fcntl
-except ImportError:  # Windows; declared untested
+if sys.platform == "win32":  # declared untested
     import msvcrt
 
     def _lock(descriptor: int) -> bool:
         try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EDEADLK):
                 return False
@@ -40,6 +39,7 @@ except ImportError:  # Windows; declared untested
         return True
 
 else:
+    import fcntl
 
     def _lock(descriptor: int) -> bool:
         try:
@@ -105,7 +105,7 @@ class Claim:
         aside = self.path.with_suffix(f".{reason}-{time.strftime('%Y%m%dT%H%M%S')}.aside")
         for suffix in ("", "-wal", "-journal"):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+                Path(f"{self.path}{suffix}").replace(f"{aside}{suffix}")
         self.release(remove=True)
         return aside
 
@@ -172,15 +172,13 @@ def adopt(path: Path) -> Optional[Claim]:
                     "if you know it, copy it to a file of yours and remove it"
                 )
             descriptor = _open(path.with_suffix(".lock"))
+            locked = False
             try:
-                if _lock(descriptor):
-                    claim = Claim(path, descriptor)
-                    descriptor = -1
-                    return claim
-                return None
+                locked = _lock(descriptor)
             finally:
-                if descriptor >= 0:
+                if not locked:
                     _close(descriptor)
+            return Claim(path, descriptor) if locked else None
     except OSError as error:
         raise OutboxUnavailable(f"cannot adopt {path}: {error}") from error
 
@@ -211,11 +209,10 @@ def is_live(path: Path) -> bool:
 
 def _named(folder: Path, ending: str) -> list[Path]:
     try:
-        names = os.listdir(folder)
+        # An id sorts by time, so a name does.
+        return sorted(path for path in folder.iterdir() if path.name.endswith(ending))
     except OSError:
         return []
-    # An id sorts by time, so a name does.
-    return [folder / name for name in sorted(names) if name.endswith(ending)]
 
 
 def _open(path: Path) -> int:
@@ -231,7 +228,7 @@ def _close(descriptor: int) -> None:
 
 def _unlink(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        path.unlink()
 
 
 def _mine(status: os.stat_result) -> bool:

@@ -244,7 +244,7 @@ def test_the_outbox_has_a_bound(write: Any, monkeypatch: pytest.MonkeyPatch) -> 
     """Beyond its bound a turn is refused with a clear error, and counted."""
     writer = write(f"http://127.0.0.1:{free_port()}")
     writer.put(turn(1), session="s")
-    box = writer._core._own
+    box = writer._shared._own
     assert box is not None
     monkeypatch.setattr(box.outbox, "max_bytes", 300)
     with pytest.raises(OutboxFull, match="300 bytes"):
@@ -387,11 +387,11 @@ def test_an_operation_that_the_server_forgot_is_looked_up(server: Serving, write
         writer = write(proxy.url)
         writer.put(turn(1), session="s")
         assert writer.flush(60)
-        (batch,) = writer._core._own.outbox.batches()
+        (batch,) = writer._shared._own.outbox.batches()
         batch.operation = "6e4ad2b5-4f62-4a5b-8d0c-0c2b8a6b8f1e"  # one it never heard of
-        for heap in writer._core._own.polls.values():
+        for heap in writer._shared._own.polls.values():
             heap[:] = [(0.0, 0, 1, batch)]
-        writer._core.wake()
+        writer._shared.wake()
         assert writer.flush(60, completed=True)
         writer.close()
     assert stored(server.url) == {"s": texts([1])}
@@ -417,7 +417,7 @@ def test_backoff_spares_a_server_that_is_down(write: Any) -> None:
 def test_a_stalled_writer_is_visible(write: Any, caplog: Any) -> None:
     """Turns that wait for long without a success are a warning, once."""
     writer = write(f"http://127.0.0.1:{free_port()}")
-    writer._core.delivery._stall_after = 0.3
+    writer._shared.delivery._stall_after = 0.3
     writer.put(turn(1), session="s", immediate=True)
     with caplog.at_level(logging.WARNING):
         wait_until(writer, lambda: "Nothing was delivered" in caplog.text)
@@ -499,9 +499,9 @@ def test_a_forked_child_gives_turns_of_its_own(run: Any, state: Path, server: Se
 
 def wait_until(writer: RetainWriter, condition: Any) -> None:
     """Wait until a condition holds that the worker's progress brings about."""
-    with writer._core.delivery.progress:
+    with writer._shared.delivery.progress:
         for _ in range(600):
-            if writer._core.delivery.progress.wait_for(condition, 0.1):
+            if writer._shared.delivery.progress.wait_for(condition, 0.1):
                 return
     raise AssertionError(f"never came: {writer.counters()}")
 

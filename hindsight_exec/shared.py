@@ -1,0 +1,438 @@
+"""What the writers of one state folder share in a process.
+
+The outbox file of the process, the worker that delivers, and the files that
+dead processes left.  Made by the folder's first writer and closed by its last,
+or at exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
+
+from . import spool
+from .box import Box
+from .clients import Lease, lease
+from .config import resolve_credential
+from .delivery import Delivery
+from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
+from .executor import DrainingExecutor, call_at_exit
+from .loop import background_loop
+from .outbox import Outbox
+from .salvage import salvage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .config import Settings
+    from .turns import Source
+    from .writer import RetainWriter
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("hindsight_exec")
+
+#: Seconds that closing the sessions may take.
+_CLOSE_SESSIONS = 2.0
+
+
+class Shared:
+    """The outbox, the worker and the adopted files of one state folder.
+
+    Safe from any thread. ``settings`` are those of the folder's first writer:
+    how long exit may take, how durable the file is.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.pid = os.getpid()
+        # Guards the handles, the boxes and the turn numbers. Taken before an
+        # outbox's lock and the delivery's, never inside them.
+        self.lock = threading.RLock()
+        self.handles: set[RetainWriter] = set()
+        self.listeners: set[RetainWriter] = set()
+        self.closed = False
+        self.delivery = Delivery(
+            lease=self._lease,
+            key=self._key,
+            adopt=self._adopt,
+            retire=self._retire,
+            tell=self._tell,
+        )
+        self.executor = DrainingExecutor(
+            thread_name_prefix="hindsight-writer",
+            drain_timeout=settings.drain_timeout,
+            on_closing=self.delivery.close,
+            on_deadline=self.delivery.cancel,
+        )
+        self._keys: dict[tuple[str, str], str] = {}
+        self._own: Optional[Box] = None
+        self._spare: Optional[Box] = None
+        self._claims: dict[Box, spool.Claim] = {}
+        self._skip: set[Path] = set()
+        self._numbers: dict[str, int] = {}
+        self._last_at = 0.0
+
+    def add(self, handle: RetainWriter) -> None:
+        settings = handle.settings
+        with self.lock:
+            self.handles.add(handle)
+            self.listeners.add(handle)
+            if settings.api_key:
+                self._keys[settings.credential, settings.api_url] = settings.api_key
+
+    def next(self, source: Source, *, turn: bool = True) -> tuple[float, int]:
+        """The time and number of a new turn. Times grow, even if the clock is
+        set back: documents sort by them."""
+        with self.lock:
+            self._last_at = at = max(time.time(), self._last_at + 1e-6)
+            number = self._numbers.get(source.session, 0) + turn
+            self._numbers[source.session] = number
+        return at, number
+
+    def wake(self) -> None:
+        """See to it that the worker looks at what there is."""
+        if not self.delivery.start():
+            return
+        try:
+            # Threads start here, on the caller's: 3.12.0 to 3.12.2 can start
+            # none at exit.
+            background_loop().start()
+            self.executor.submit(self.delivery.run)
+        except RuntimeError as error:
+            self.delivery.not_started()
+            _logger.debug("Not delivered now, but kept: %s", error)
+
+    # --- keeping ----------------------------------------------------------
+
+    def keep(self, put: Callable[[Outbox], T]) -> tuple[Box, T]:
+        """Keep something on disk; in memory where the disk does not take it."""
+        for _ in range(3):
+            box = None
+            try:
+                box = self._own_box()
+                return box, put(box.outbox)
+            except OutboxFull:
+                with self.delivery.progress:
+                    self.delivery.progress.counters.refused += 1
+                raise
+            except OutboxCorrupt:
+                if box is None:
+                    raise
+                self._broken(box)
+            except OutboxUnavailable as error:
+                spare = self._spare_box(error)
+                return spare, put(spare.outbox)
+            except ValueError:
+                # Closed between the two steps; a new one is made.
+                if box is not None and box is self._own and not box.broken:
+                    raise
+        spare = self._spare_box(OutboxUnavailable("the outbox is damaged again and again"))
+        return spare, put(spare.outbox)
+
+    def keep_for_later(self, put: Callable[[Outbox], object]) -> None:
+        """Keep something for the next process, and leave the file to it."""
+        claim = None
+        try:
+            if self.settings.durability == "memory":
+                raise OutboxUnavailable("durability is memory, and the writer is closed")
+            claim = spool.create(self.folder)
+            outbox = self._open(claim.path)
+            try:
+                put(outbox)
+            finally:
+                outbox.close()
+        except OutboxUnavailable as error:
+            _logger.error("A turn given after closing is lost: %s", error)
+        finally:
+            if claim is not None:
+                claim.release()
+
+    def _own_box(self) -> Box:
+        box = self._own
+        if box is not None:
+            return box
+        with self.lock:
+            if self._own is None:
+                if self.settings.durability == "memory":
+                    box = Box(Outbox(None), self.delivery.progress)
+                else:
+                    claim = spool.create(self.folder)
+                    try:
+                        box = Box(self._open(claim.path), self.delivery.progress)
+                    except BaseException:
+                        claim.release(remove=True)
+                        raise
+                    self._claims[box] = claim
+                self._own = box
+                with self.delivery.progress:
+                    self.delivery.boxes.append(box)
+            return self._own
+
+    def _open(self, path: Path) -> Outbox:
+        full = self.settings.durability != "normal"
+        return Outbox(path, synchronous="FULL" if full else "NORMAL")
+
+    def _spare_box(self, error: OutboxUnavailable) -> Box:
+        with self.lock:
+            if self._spare is None:
+                self._spare = Box(Outbox(None), self.delivery.progress)
+                with self.delivery.progress:
+                    self.delivery.boxes.append(self._spare)
+                text = f"Turns are kept in memory only and are not safe on disk: {error}"
+                _logger.error("%s", text)
+                self._tell(text)
+            return self._spare
+
+    def _broken(self, box: Box) -> None:
+        """Use another box; the worker sets this one aside."""
+        with self.lock:
+            box.broken = True
+            if self._own is box:
+                self._own = None
+        self.wake()
+
+    # --- what the delivery asks for ---------------------------------------
+
+    def _lease(self, url: str, key: str) -> Lease:
+        return lease(url, key, self.settings.timeout)
+
+    def _key(self, credential: str, url: str) -> Optional[str]:
+        found = resolve_credential(credential, url)
+        return found or self._keys.get((credential, url)) or found
+
+    def _adopt(self, room: int) -> list[Box]:
+        boxes: list[Box] = []
+        with self.lock:
+            known = self._skip.union(claim.path for claim in self._claims.values())
+        for path in spool.files(self.folder):
+            if len(boxes) == room:
+                break
+            if path in known:
+                continue
+            try:
+                claim = spool.adopt(path)
+            except OutboxUnavailable as error:
+                self._skip.add(path)
+                _logger.warning("%s", error)
+                continue
+            if claim is not None:
+                box = self._adopted(claim)
+                if box is not None:
+                    boxes.append(box)
+        return boxes
+
+    def _adopted(self, claim: spool.Claim) -> Optional[Box]:
+        outbox = None
+        try:
+            outbox = self._open(claim.path)
+            unknown = [
+                where.credential
+                for where in outbox.destinations().values()
+                if self._key(where.credential, where.url) is None
+            ]
+            if unknown:
+                # A key may only go to the server it was configured for.
+                self._skip.add(claim.path)
+                _logger.info("%s waits for who can resolve %s", claim.path.name, unknown)
+            elif outbox.is_empty():
+                outbox.close()
+                claim.release(remove=True)
+                return None
+            else:
+                box = Box(outbox, self.delivery.progress, adopted=True)
+                with self.lock:
+                    self._claims[box] = claim
+                return box
+        except OutboxCorrupt as error:
+            if outbox is not None:
+                outbox.close()
+            self._set_aside(claim, "damaged", error, rescue=True)
+            return None
+        except OutboxNewer as error:
+            self._set_aside(claim, "newer", error, rescue=False)
+            return None
+        except OutboxUnavailable as error:
+            self._skip.add(claim.path)
+            _logger.warning("%s", error)
+        if outbox is not None:
+            outbox.close()
+        claim.release()
+        return None
+
+    def _retire(self, box: Box) -> None:
+        """A box is done with, or cannot be used any more."""
+        with self.lock:
+            claim = self._claims.pop(box, None)
+            if self._own is box:
+                self._own = None
+        if claim is None:
+            box.outbox.close()
+        elif box.broken:
+            box.outbox.close()
+            self._set_aside(claim, "damaged", None, rescue=True)
+        else:
+            self._let_go(box, claim)
+
+    def _let_go(self, box: Box, claim: spool.Claim) -> None:
+        empty = False
+        with contextlib.suppress(OutboxUnavailable, ValueError):
+            empty = box.outbox.is_empty()
+        box.outbox.close()
+        if not empty:
+            self._skip.add(claim.path)
+        claim.release(remove=empty)
+
+    def _set_aside(
+        self, claim: spool.Claim, reason: str, error: Optional[Exception], *, rescue: bool
+    ) -> None:
+        try:
+            aside = claim.set_aside(reason)
+        except OSError as failure:
+            self._skip.add(claim.path)
+            claim.release()
+            _logger.error("%s cannot be set aside: %s", claim.path, failure)
+            return
+        saved = 0
+        if rescue:
+            try:
+                box = self._own_box()
+                saved = salvage(aside, box.outbox)
+                with self.delivery.progress:
+                    box.take_all()
+            except Exception as failure:
+                _logger.error("Nothing can be read of %s: %s", aside.name, failure)
+        _logger.error(
+            "%s was set aside as %s (%s); %d turn(s) of it are delivered",
+            claim.path.name,
+            aside,
+            error or reason,
+            saved,
+        )
+
+    def _tell(self, text: str) -> None:
+        with self.lock:
+            listeners = list(self.listeners)
+        for handle in listeners:
+            if handle.on_trouble is not None:
+                try:
+                    handle.on_trouble(text)
+                except Exception:
+                    _logger.exception("on_trouble failed")
+
+    # --- looking and closing ----------------------------------------------
+
+    def oldest(self) -> Optional[float]:
+        """When the oldest waiting turn of this process was given."""
+        found = []
+        for box in (self._own, self._spare):
+            if box is not None:
+                with contextlib.suppress(OutboxUnavailable, ValueError):
+                    found.append(box.outbox.summary().oldest_at)
+        return min((at for at in found if at is not None), default=None)
+
+    def waiting(self) -> int:
+        """How many turns wait in the files that this process delivers."""
+        with self.delivery.progress:
+            boxes = list(self.delivery.boxes)
+        count = 0
+        for box in boxes:
+            with contextlib.suppress(OutboxUnavailable, ValueError):  # done with meanwhile
+                count += box.outbox.summary().waiting
+        return count
+
+    def shut(self, timeout: float) -> None:
+        """Deliver what can be within ``timeout`` seconds, and close all."""
+        self.executor.shutdown(timeout=timeout)
+        self.delivery.servers.release(_CLOSE_SESSIONS)
+        self.settle()
+
+    def settle(self) -> None:
+        """Close the files, remove the empty ones, say what is left. Idempotent."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            self._own = self._spare = None
+            claims, self._claims = self._claims, {}
+        if self.executor.pending:
+            return  # the worker is stuck, perhaps inside a file: leave it all
+        on_disk = in_memory = 0
+        for box in self.delivery.boxes:
+            with contextlib.suppress(OutboxUnavailable, ValueError):
+                waiting = box.outbox.summary().waiting
+                if box in claims:
+                    on_disk += waiting
+                else:
+                    in_memory += waiting
+            if box in claims:
+                self._let_go(box, claims[box])
+            else:
+                box.outbox.close()
+        if on_disk:
+            _logger.warning(
+                "%d turn(s) wait on disk and are sent at the next start, or by "
+                "'hindsight-exec flush'",
+                on_disk,
+            )
+        if in_memory:
+            _logger.error("%d turn(s) were only in memory and are lost", in_memory)
+
+
+# --- one for each folder ------------------------------------------------
+
+_all: dict[Path, Shared] = {}
+_all_lock = threading.Lock()  # guards it; taken before the lock of any in it
+_exit_known = False
+# A forked child keeps what it inherited referenced, and never touches it:
+# closing a SQLite connection of the parent would be one step too many.
+_inherited: list[object] = []
+
+
+def join(handle: RetainWriter) -> Shared:
+    """Be one of the writers of the handle's folder."""
+    global _exit_known
+    with _all_lock:
+        if not _exit_known:
+            _exit_known = True
+            call_at_exit(_settle_all)
+        shared = _all.get(handle.folder)
+        if shared is None:
+            shared = _all[handle.folder] = Shared(handle.folder, handle.settings)
+        shared.add(handle)
+    if spool.files(handle.folder):
+        shared.wake()  # somebody may have left turns there
+    return shared
+
+
+def leave(shared: Shared, handle: RetainWriter, timeout: float) -> None:
+    """Be it no longer; the last one closes all, within ``timeout`` seconds."""
+    with _all_lock:
+        shared.handles.discard(handle)
+        last = not shared.handles
+        if last and _all.get(shared.folder) is shared:
+            del _all[shared.folder]
+    if last:
+        shared.shut(timeout)
+    with shared.lock:
+        shared.listeners.discard(handle)  # it heard of trouble until here
+
+
+def _settle_all() -> None:
+    for shared in list(_all.values()):
+        shared.settle()
+
+
+def _after_fork_in_child() -> None:
+    global _all, _all_lock, _exit_known
+    _inherited.append(_all)
+    _all, _all_lock, _exit_known = {}, threading.Lock(), False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
