@@ -9,12 +9,7 @@ background work that must not be lost when the interpreter ends:
 * work that was accepted is run, cancelled or reported, never dropped in
   silence, also when the executor object itself is gone.
 
-The standard library registers its own exit callback with
-``threading._register_atexit`` while ``concurrent.futures.thread`` is imported.
-Such callbacks run in reverse order, before ``atexit``.  So this module imports
-that one first and registers ONE callback after it; everything in the package
-that must close at exit goes through the ordered phases kept here, because of
-two callbacks the one registered later would run first.
+When it drains is settled in :mod:`.exit_order`.
 
 The workers are daemon threads of our own.  The inherited ones are joined
 without a bound by the standard library's callback and again as non-daemon
@@ -25,21 +20,18 @@ threads, so a wedged job would hold exit for ever.  Nothing private of
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
 import weakref
-
-# Imported by name: `import concurrent.futures` alone does not load the module
-# whose exit callback ours has to be registered after.
 from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 
 from .errors import ExecutorClosed
+from .exit_order import CLOSE, DRAIN, PHASES, SERVE, Phase, call_at_exit, guarded
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
@@ -52,15 +44,15 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("hindsight_exec")
 
-#: Phases of exit, in their order: executors that hold work, then what serves
-#: them while they drain (a resolver pool), then what is left to be closed.
-DRAIN, SERVE, CLOSE = range(3)
-
 #: Seconds that a job has to end after ``on_deadline`` told it to.
 _GRACE = 0.5
 
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+# Counts the forks that led here; work of another generation is the parent's.
+_generation = 0
+_renewal = threading.Lock()  # held while an executor starts afresh in a child
 
 
 class DrainingExecutor(ThreadPoolExecutor):
@@ -119,7 +111,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         super().__init__(max_workers, thread_name_prefix, initializer, initargs)
         self._work = _Work(
             name=thread_name_prefix or type(self).__name__,
-            phase=_phases[self.exit_phase],
+            phase=PHASES[self.exit_phase],
             max_workers=max_workers,
             initializer=initializer,
             initargs=initargs,
@@ -132,7 +124,8 @@ class DrainingExecutor(ThreadPoolExecutor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` and return its future.
 
-        An exception of a job whose future nobody holds is logged.
+        If a job fails and its future is dropped before anybody looked at the
+        exception, that is logged, once.
 
         Raises:
             ExecutorClosed: After :meth:`shutdown`, or once exit has begun. It
@@ -239,7 +232,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         and threads are no use here."""
         work = self._work
         if work.generation != _generation:
-            with _registry_lock:
+            with _renewal:
                 if self._work.generation != _generation:
                     self._work = self._work.for_child()
                     self._work.wake_when_collected(self)
@@ -267,7 +260,7 @@ class _Work:
         self,
         *,
         name: str,
-        phase: _Phase,
+        phase: Phase,
         max_workers: int,
         initializer: Optional[Callable[..., object]],
         initargs: tuple[Any, ...],
@@ -322,7 +315,8 @@ class _Work:
         """Start one more worker. Called with the lock held, the job queued."""
         name = f"{self.name}_{self.started}"
         try:
-            self.phase.add(self)
+            if not self.phase.add(self):
+                raise ExecutorClosed(_AFTER_EXIT)
             try:
                 thread = threading.Thread(target=_run, args=(self,), name=name, daemon=True)
             except RuntimeError:
@@ -380,7 +374,7 @@ class _Work:
                 lambda: not any(wave.pending for wave in waves), timeout
             )
 
-    def close(self, message: str, *, cancel: bool = False) -> None:
+    def close(self, message: str = _AFTER_EXIT, *, cancel: bool = False) -> None:
         """Refuse submissions; the first call tells ``on_closing``."""
         with self.lock:
             first = not self.closed
@@ -392,7 +386,7 @@ class _Work:
                 self.queue.put(None)
         _cancel(futures)
         if first and self.on_closing is not None:
-            _guarded(self.on_closing, "on_closing of %r", self.name)
+            guarded(self.on_closing, "on_closing of %r", self.name)
 
     def take_queue(self) -> list[Future[Any]]:
         """Take what is queued off the queue. Called with the lock held."""
@@ -415,21 +409,23 @@ class _Work:
             futures = self.take_queue()
             self.queue.put(None)
         left = _cancel(futures)
-        if self.on_deadline is not None:
-            _guarded(self.on_deadline, "on_deadline of %r", self.name)
-            self.wait(_GRACE)
-        left += self.pending
-        if left:
-            _logger.warning(
-                "%s: %d job%s left undone, as the time to finish was over",
-                self.name,
-                left,
-                "s were" if left > 1 else " was",
-            )
+        try:
+            if self.on_deadline is not None:
+                guarded(self.on_deadline, "on_deadline of %r", self.name)
+                self.wait(_GRACE)
+        finally:  # also when Ctrl-C ends the wait
+            left += self.pending
+            if left:
+                _logger.warning(
+                    "%s: %d job%s left undone, as the time to finish was over",
+                    self.name,
+                    left,
+                    "s were" if left > 1 else " was",
+                )
 
     def abandon(self) -> None:
         """Close without waiting."""
-        self.close(_AFTER_EXIT)
+        self.close()
         if self.pending:
             self.expire()
 
@@ -475,15 +471,12 @@ def _run(work: _Work) -> None:
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
+                future.__class__ = _Unseen  # before, as a callback may look at once
+                future.executor = work.name
                 future.set_exception(error)
                 # The traceback refers to this frame: drop what it would keep
-                # alive, and see whether anybody else holds the future.
-                held = weakref.ref(future)
+                # alive, the future above all.
                 del future, fn, args, kwargs
-                if held() is None:
-                    _logger.error(
-                        "%s: a job failed, and nobody holds its future", work.name, exc_info=error
-                    )
             else:
                 future.set_result(result)
                 del future, fn, args, kwargs, result
@@ -494,6 +487,31 @@ def _run(work: _Work) -> None:
         with lock:
             work.done(wave)
     work.leave()
+
+
+class _Unseen(Future[Any]):
+    """A future whose exception nobody has looked at yet.
+
+    A future becomes one when its job fails, so that the others pay nothing,
+    and an ordinary one again when somebody looks. Whether anybody will cannot
+    be told when the job ends: the caller may not even have got it yet.
+    """
+
+    executor: str
+
+    def result(self, timeout: Optional[float] = None) -> Any:
+        self.__class__ = Future  # type: ignore[assignment]
+        return self.result(timeout)
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        self.__class__ = Future  # type: ignore[assignment]
+        return self.exception(timeout)
+
+    def __del__(self) -> None:
+        error = Future.exception(self, 0)
+        _logger.error(
+            "%s: a job failed, and nobody looked at its future", self.executor, exc_info=error
+        )
 
 
 def _cancel(futures: list[Future[Any]]) -> int:
@@ -508,103 +526,11 @@ def _cancel(futures: list[Future[Any]]) -> int:
     return fresh
 
 
-def _guarded(function: Callable[[], object], what: str, *args: object) -> None:
-    try:
-        function()
-    except BaseException:
-        _logger.exception(what + " failed", *args)
-
-
-# --- the order of exit -------------------------------------------------------
-
-
-class _Phase:
-    """One phase of exit: the executors with workers, and what runs after."""
-
-    def __init__(self) -> None:
-        self.works: set[_Work] = set()
-        self.callbacks: list[Callable[[], object]] = []
-        self.over = False  # begun, so that nothing more may join
-
-    def add(self, work: _Work) -> None:
-        with _registry_lock:
-            if self.over:
-                raise ExecutorClosed(_AFTER_EXIT)
-            self.works.add(work)
-
-    def discard(self, work: _Work) -> None:
-        with _registry_lock:
-            self.works.discard(work)
-
-    def finish(self, patient: bool) -> bool:
-        """Drain all executors at once, each within its bound; then call back.
-
-        Returns whether the next phase may take its time: False after Ctrl-C.
-        """
-        with _registry_lock:
-            self.over = True
-            works = sorted(self.works, key=lambda work: work.drain_timeout)
-        began = time.monotonic()
-        try:
-            for work in works:
-                work.close(_AFTER_EXIT)
-            for work in works:
-                bound = 0.0 if work.expired or not patient else work.drain_timeout
-                if not work.wait(max(0.0, began + bound - time.monotonic())):
-                    work.expire()
-        except BaseException as error:
-            # Ctrl-C, or what a signal handler raised: whoever sent it does not
-            # want to wait. Nothing may leave this hook, or the callbacks of
-            # others, the standard library's too, are skipped.
-            patient = False
-            _logger.warning("Exit does not wait any longer: %s", type(error).__name__)
-            for work in works:
-                _guarded(work.abandon, "Closing %r", work.name)
-        for callback in self.callbacks:
-            _guarded(callback, "Exit callback %r", callback)
-        return patient
-
-
-def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
-    """Call ``callback()`` at exit, after all executors of ``phase`` drained.
-
-    Callbacks of a phase run in the order in which they were given. What one
-    raises is logged. Forgotten in a forked child. Safe from any thread.
-    """
-    with _registry_lock:
-        _phases[phase].callbacks.append(callback)
-
-
-def _at_exit() -> None:
-    patient = True
-    for phase in _phases:
-        try:
-            patient = phase.finish(patient)
-        except BaseException:
-            patient = False
-
-
 def _after_fork_in_child() -> None:
-    """The lock may have been held, and none of the threads is here."""
-    global _generation, _registry_lock
+    global _generation, _renewal
     _generation += 1
-    _registry_lock = threading.Lock()
-    for phase in _phases:
-        phase.works = set()
-        phase.callbacks = []
+    _renewal = threading.Lock()
 
-
-# Counts the forks that led here; work of another generation is the parent's.
-_generation = 0
-_registry_lock = threading.Lock()  # guards the phases; taken inside a work's lock
-_phases = [_Phase(), _Phase(), _Phase()]
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-try:
-    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-except (AttributeError, RuntimeError):
-    # Imported when the shutdown has begun (RuntimeError), or on a Python that
-    # does not have it: later than we want, but not never.
-    atexit.register(_at_exit)

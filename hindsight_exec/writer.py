@@ -130,7 +130,7 @@ class RetainWriter:
 
         Otherwise as :meth:`put`.
         """
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             raise ValueError(f"a text to retain must not be empty, not {text!r}")
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         ours = self._joined()
