@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["HindsightClient", "normalise_url"]
+__all__ = ["HindsightClient"]
 
 _logger = logging.getLogger("hindsight_exec")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Tuple, TypeVar
 
+from .errors import ExecutorClosed
 from .loop import background_loop
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease", "lease"]
 
+T = TypeVar("T")
 _Target = Tuple[str, str, float]
 
 
@@ -27,9 +29,13 @@ class _Shared:
     def __init__(self, target: _Target) -> None:
         self.target = target
         self.holders = 0  # guarded by _lock
-        self._client: Optional[HindsightClient] = None  # touched on the loop only
+        # Both touched on the loop only.
+        self._client: Optional[HindsightClient] = None
+        self.closed = False
 
     def client(self) -> HindsightClient:
+        if self.closed:  # a new one would be closed by nobody
+            raise ExecutorClosed(f"the client of {self.target[0]} has been closed")
         if self._client is None:
             from .client import HindsightClient  # noqa: PLC0415 - made when first used
 
@@ -39,6 +45,7 @@ class _Shared:
         return self._client
 
     async def close(self) -> None:
+        self.closed = True
         client, self._client = self._client, None
         if client is not None:
             background_loop().remove_closer(self.close)
@@ -75,13 +82,36 @@ class Lease:
         """URL, key ("" for none) and time-out in seconds."""
         return self._shared.target
 
+    @property
+    def inherited(self) -> bool:
+        """Whether it is a forked parent's: to be left alone."""
+        return self._pid != os.getpid()
+
     def client(self) -> HindsightClient:
-        """The client; to be called and used on the background loop."""
+        """The client; to be called and used on the background loop, best through `use`.
+
+        Raises:
+            ExecutorClosed: It has been closed: all leases were released, or the process exits.
+        """
         return self._shared.client()
+
+    async def use(self, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
+        """``await call(client)``, on the background loop.
+
+        Raises:
+            ExecutorClosed: As `client`; besides what the call raises.
+        """
+        client = self._shared.client()
+        try:
+            return await call(client)
+        finally:
+            if self._shared.closed:
+                # It was closed under the call, which may have opened a session since.
+                await client.close()
 
     def release(self, wait: float = 0.0) -> None:
         """Lets go; the last one closes the client, waiting at most ``wait`` seconds. Idempotent."""
-        if self._pid != os.getpid():
+        if self.inherited:
             return
         with _lock:
             if self._released:

@@ -225,19 +225,22 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
         # A later process of the same program: the environment may hold the key.
         key = given or os.environ.get("HINDSIGHT_API_KEY", "")
         return key if key and (given or _given_reference(url, key) == reference) else None
-    if reference == "env":
-        found = _read(None, os.environ)
-    elif reference.startswith("hermes:"):
+    environ = dict(os.environ)
+    own = environ.pop("HINDSIGHT_API_KEY", "")
+    home: Optional[Path] = None
+    if reference.startswith("hermes:"):
         home = Path(reference[len("hermes:") :])
-        # Another profile's configuration must not be completed from ours.
-        own = default_hermes_home(os.environ).absolute() == home
-        environ = os.environ if own else {"HOME": os.environ.get("HOME", "")}
-        found = _read(home, {**environ, **_read_dotenv(home / ".env")})
-    else:
+        if default_hermes_home(os.environ).absolute() != home:
+            # Another profile's configuration must not be completed from ours.
+            environ, own = {"HOME": environ.get("HOME", "")}, ""
+        environ.update(_read_dotenv(home / ".env"))
+    elif reference != "env":
         return given
+    found = _read(home, environ, named=bool(own or given))
     if found.unusable or not found.configured or found.values["api_url"] != url:
         return given
-    return found.values.get("api_key") or given or ""
+    # What a host handed over was meant for this profile; the process' variable may be another's.
+    return found.values.get("api_key") or given or own
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -284,7 +287,9 @@ class _Found:
     unusable: str
 
 
-def _read(hermes_home: Optional[Path], environ: Mapping[str, str]) -> _Found:
+def _read(
+    hermes_home: Optional[Path], environ: Mapping[str, str], *, named: bool = False
+) -> _Found:
     """All keys with their values, checked; what the file does not name the environment may."""
     problems: List[str] = []
     path, raw, unusable = _read_file(hermes_home, environ)
@@ -297,7 +302,7 @@ def _read(hermes_home: Optional[Path], environ: Mapping[str, str]) -> _Found:
         raw = {**raw, "mode": "local_embedded"}
 
     values: Dict[str, Any] = {}
-    named = set()
+    stated_keys = set()
     for item in configurable():
         names = (item.name, *item.metadata["aliases"])
         stated = [(where, name, raw[name]) for name in names if raw.get(name) not in (None, "")]
@@ -309,7 +314,7 @@ def _read(hermes_home: Optional[Path], environ: Mapping[str, str]) -> _Found:
         place, name, value = stated[0]
         try:
             values[item.name] = PARSERS[item.metadata["kind"]](value, item)
-            named.add(item.name)
+            stated_keys.add(item.name)
         except WrongValue as wrong:
             instead = item.default if wrong.instead is None else wrong.instead
             shown = (
@@ -330,7 +335,7 @@ def _read(hermes_home: Optional[Path], environ: Mapping[str, str]) -> _Found:
     if unusable:
         problems.append(f"{unusable}; memory is off until this is corrected")
     local = values.get("mode", "cloud") != "cloud"
-    configured = local or bool(named & {"api_url", "api_key"})
+    configured = named or local or bool(stated_keys & {"api_url", "api_key"})
     return _Found(values, problems, path, configured, unusable)
 
 

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import ExecutorClosed
-from .executor import CLOSE, SERVE, DrainingExecutor, call_at_exit
+from .executor import CLOSE, DRAIN, SERVE, DrainingExecutor, call_at_exit
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -112,6 +112,7 @@ class BackgroundLoop:
             self._run = _Run(self)
             if not self._exit_known:
                 self._exit_known = True
+                call_at_exit(self._hush, DRAIN)
                 call_at_exit(self._close_at_exit, CLOSE)
         return self._run
 
@@ -120,6 +121,12 @@ class BackgroundLoop:
         with self._lock:
             run.dead = True
             return list(self._closers)
+
+    def _hush(self) -> None:
+        # Nobody waits for a coroutine any more, and lookups will be refused:
+        # what fails from here on is no news.
+        if self._run is not None:
+            self._run.loop.set_exception_handler(_quiet)
 
     def _close_at_exit(self) -> None:
         with self._lock:

@@ -7,21 +7,16 @@ merely makes a client does not wait for.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
 import re
 import ssl
 import threading
-import time
-import zlib
 from contextlib import suppress
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
+from . import answer
 from .errors import (
     BadResponse,
     ExecutorClosed,
@@ -43,7 +38,6 @@ __all__ = ["Request", "Server", "import_aiohttp"]
 _MAX_ANSWER = 32 * 2**20  # bytes of a decoded answer that are read
 _MAX_ERROR = 64 * 2**10  # the same of an error's answer
 _MAX_DETAIL = 500  # characters of the server's words in an error
-_MAX_RETRY_AFTER = 3600.0  # seconds
 _PIECE = 2**16  # bytes of a large body that are written at once
 _LARGE_BODY = 2**20  # aiohttp warns about bodies of bytes above it
 
@@ -204,7 +198,7 @@ class Request:
                 failure, cause = self.lost(error)
             except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
                 failure, cause = self.lost(error)
-            except _BodyError as error:
+            except answer.BodyError as error:
                 failure, cause = self.bad(str(error)), None
             except ExecutorClosed as error:
                 # The resolver's: exit has come further than this request.
@@ -240,13 +234,13 @@ class Request:
         )
         try:
             if 200 <= response.status < 300:
-                body = await _read(response, _MAX_ANSWER)
+                body = await answer.read(response, _MAX_ANSWER)
             else:
                 body = b""
                 # The status is known; a server that refuses a large request
                 # may reset the connection before its words are read.
-                with suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError, _BodyError):
-                    body = await _read(response, _MAX_ERROR)
+                with suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError, answer.BodyError):
+                    body = await answer.read(response, _MAX_ERROR)
         except BaseException:
             response.close()
             raise
@@ -257,17 +251,17 @@ class Request:
         """Return what a good answer holds."""
         if 200 <= status < 300:
             try:
-                answer = _loads(body)
+                content = answer.loads(body)
             except (ValueError, RecursionError) as error:
                 raise self.bad(f"its answer is not JSON: {error}", status) from error
-            if not isinstance(answer, dict):
+            if not isinstance(content, dict):
                 raise self.bad("its answer is not a JSON object", status)
-            return answer
-        detail = self.clean(_detail(body))
+            return content
+        detail = self.clean(answer.detail(body))
         if status in (401, 403):
             raise Unauthorized(self.method, self.url, status, detail)
         if status in _TRANSIENT or 500 <= status < 600:
-            wait = _retry_after(headers.get("Retry-After"))
+            wait = answer.retry_after(headers.get("Retry-After"))
             raise Unavailable(self.method, self.url, status, detail, wait)
         if 400 <= status < 500:
             raise Rejected(self.method, self.url, status, detail)
@@ -322,25 +316,21 @@ class Request:
             text = text.replace(self.server.key, "***")
         return text if len(text) <= _MAX_DETAIL else text[: _MAX_DETAIL - 1] + "…"
 
-    def field(self, answer: dict[str, Any], name: str, kind: type[Any]) -> Any:
-        """Return ``answer[name]``, which must be of that type."""
-        value = answer.get(name)
+    def field(self, content: dict[str, Any], name: str, kind: type[Any]) -> Any:
+        """Return ``content[name]``, which must be of that type."""
+        value = content.get(name)
         if type(value) is not kind:
             raise self.bad(f"{name!r} in its answer should be {kind.__name__}, not {value!r:.100}")
         return value
 
-    def rows(self, answer: dict[str, Any], name: str, text: str) -> list[dict[str, Any]]:
-        """Return ``answer[name]``: a list of objects that have a text."""
-        rows: list[Any] = self.field(answer, name, list)
+    def rows(self, content: dict[str, Any], name: str, text: str) -> list[dict[str, Any]]:
+        """Return ``content[name]``: a list of objects that have a text."""
+        rows: list[Any] = self.field(content, name, list)
         for row in rows:
             if not isinstance(row, dict):
                 raise self.bad(f"{name!r} in its answer should hold objects, not {row!r:.100}")
             self.field(row, text, str)
         return rows
-
-
-class _BodyError(Exception):
-    """An answer's body is too large, or not decodable."""
 
 
 # --- what goes out -----------------------------------------------------------
@@ -377,95 +367,3 @@ def _tls() -> ssl.SSLContext:
                 except OSError as error:
                     raise OSError(f"{name} names {path!r}: {error}") from error
     return ssl.create_default_context()
-
-
-# --- what comes in -----------------------------------------------------------
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes, counted as decoded."""
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    decoder = None
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        decoder = zlib.decompressobj(47)  # either header
-    elif encoding not in ("identity", ""):
-        raise _BodyError(f"its answer is encoded as {encoding:.40}, which was not asked for")
-    parts: list[bytes] = []
-    size = 0
-    async for received in response.content.iter_any():
-        part = received
-        if decoder is not None:
-            try:
-                part = decoder.decompress(received, limit + 1 - size)
-            except zlib.error as error:
-                raise _BodyError(f"its answer cannot be decoded: {error}") from error
-        size += len(part)
-        if size > limit:
-            raise _BodyError(f"its answer has more than {limit} bytes")
-        parts.append(part)
-    if decoder is not None and not decoder.eof:
-        raise _BodyError("its answer cannot be decoded: it is not complete")
-    return b"".join(parts)
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 20:  # 64 bits; what is longer is no number of this API
-        raise ValueError(f"number of {len(digits)} digits")
-    return int(digits)
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError("number too large")
-    return value
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def _loads(body: bytes) -> Any:
-    # Decoded first: json would guess UTF-16 and UTF-32.
-    return json.loads(
-        body.decode("utf-8"), parse_int=_integer, parse_float=_float, parse_constant=_constant
-    )
-
-
-def _detail(body: bytes) -> str:
-    """What an error's body says: FastAPI's "detail", another key, or all of it."""
-    text = body.decode("utf-8", "replace")
-    try:
-        answer = _loads(body)
-    except (ValueError, RecursionError):
-        return text
-    if not isinstance(answer, dict):
-        return text
-    detail = answer.get("detail") or answer.get("error") or answer.get("message") or text
-    if isinstance(detail, list):
-        # Where and what, without "input", which would repeat the request.
-        return "; ".join(
-            f"{'.'.join(map(str, entry['loc']))}: {entry.get('msg')}"
-            if isinstance(entry, dict) and isinstance(entry.get("loc"), list)
-            else str(entry)
-            for entry in detail
-        )
-    return detail if isinstance(detail, str) else json.dumps(detail)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date."""
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        seconds = float(value)
-    else:
-        try:
-            date = parsedate_to_datetime(value)
-        except (TypeError, ValueError, IndexError, OverflowError):
-            return None
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
-        seconds = date.timestamp() - time.time()
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER)

@@ -208,13 +208,9 @@ class Shared:
 
     def _adopt(self, room: int) -> list[Box]:
         boxes: list[Box] = []
-        with self.lock:
-            known = self._skip.union(claim.path for claim in self._claims.values())
-        for path in spool.files(self.folder):
+        for path in self._not_ours():
             if len(boxes) == room:
                 break
-            if path in known:
-                continue
             try:
                 claim = spool.adopt(path)
             except OutboxUnavailable as error:
@@ -335,6 +331,16 @@ class Shared:
                 with contextlib.suppress(OutboxUnavailable, ValueError):
                     found.append(box.outbox.summary().oldest_at)
         return min((at for at in found if at is not None), default=None)
+
+    def unopened(self) -> bool:
+        """Whether dead processes left files that are yet to be opened."""
+        return any(not spool.is_live(path) for path in self._not_ours())
+
+    def _not_ours(self) -> list[Path]:
+        """The folder's files that this process neither has nor has given up."""
+        with self.lock:
+            known = self._skip.union(claim.path for claim in self._claims.values())
+        return [path for path in spool.files(self.folder) if path not in known]
 
     def waiting(self) -> int:
         """How many turns wait in the files that this process delivers."""

@@ -7,7 +7,6 @@ in a process is in :mod:`.shared`.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
@@ -19,6 +18,8 @@ from .schedule import Hold
 from .shared import Shared, join, leave
 
 if TYPE_CHECKING:
+    import threading
+
     from .outbox import Outbox
     from .turns import Source
 
@@ -227,8 +228,10 @@ class RetainWriter:
             waiting = ours.waiting()
             if look is not None:
                 look(waiting)
+            if not waiting and not ours.unopened():
+                return True  # what the server still processes need not be waited for
             if not running or time.monotonic() >= deadline:
-                return not waiting
+                return False
 
     @property
     def paused(self) -> bool:

@@ -74,9 +74,7 @@ class Child:
             raise AssertionError(
                 f"still alive after {timeout} s:\n{written}\n{self._err.read_text()}"
             ) from None
-        return Ended(
-            self.process.returncode, "".join(self._read) + rest, self._err.read_text()
-        )
+        return Ended(self.process.returncode, "".join(self._read) + rest, self._err.read_text())
 
     def close(self) -> None:
         self.process.kill()

@@ -201,21 +201,20 @@ def test_a_loop_that_ended_is_replaced(loop, end):
 
 def test_a_lookup_that_nobody_waits_for_fails_in_silence(loop, caplog):
     """A name that turns out not to exist after its request was given up is not logged."""
-    gate, failed = threading.Event(), threading.Event()
+    began, gate = threading.Event(), threading.Event()
 
     def lookup():
+        began.set()
         gate.wait()
-        failed.set()
         raise socket.gaierror(socket.EAI_NONAME, "no such host")
 
     async def give_up():
         waiting = asyncio.get_running_loop().run_in_executor(None, lookup)
-        await asyncio.sleep(0)
+        await asyncio.get_running_loop().run_in_executor(None, began.wait)
         waiting.cancel()
 
     loop.run(give_up()).result(TIMEOUT)
     gate.set()
-    assert failed.wait(TIMEOUT)
     assert loop._run.resolvers.drain(TIMEOUT)
     assert caplog.records == []
 
@@ -256,9 +255,12 @@ def test_a_closed_loop_refuses(loop):
 def test_the_first_job_in_the_last_line_of_main(host, tls, certificate):
     """A job given as main ends imports aiohttp, connects by name, sends, and closes in silence."""
     with ScriptedServer(answering(RETAINED), tls=tls) as server:
-        url = server.url.replace("127.0.0.1", host)
         program(
-            "loop.start(); DrainingExecutor().submit(retain, 1)", url, SSL_CERT_FILE=certificate
+            "loop.start(); DrainingExecutor().submit(retain, 1)",
+            server.url.replace("127.0.0.1", host),
+            # Old versions of aiohttp leave TLS transports half closed.
+            resource_warnings=not tls,
+            SSL_CERT_FILE=certificate,
         )
         assert len(server.requests) == 1
 
@@ -348,14 +350,17 @@ def test_what_still_runs_at_exit_is_cancelled():
         "await stubborn()",
         "loop.add_closer(lambda: asyncio.sleep(3600))",
         "loop.add_closer(lambda: 1 / 0)",
-        "asyncio.get_running_loop().getaddrinfo('localhost', 'no such port')",
+        "asyncio.ensure_future(lookups())",
     ],
 )
 def test_nothing_holds_the_loop_open(job):
-    """A blocked loop, a task that ignores cancelling, a closer that hangs or fails: exit ends."""
+    """A blocked loop, a stubborn task, a closer that hangs, lookups without end: exit is quiet."""
     program(
         f"""
         started = threading.Event()
+        async def lookups():
+            while True:
+                await asyncio.get_running_loop().getaddrinfo("localhost", 80)
         async def stubborn():
             while True:
                 try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import hindsight_exec
 
 
@@ -31,12 +33,8 @@ def test_public_names():
 
 def test_unknown_name():
     """A name the package does not have is an AttributeError that names it."""
-    try:
-        hindsight_exec.Nonsense
-    except AttributeError as error:
-        assert str(error) == "module 'hindsight_exec' has no attribute 'Nonsense'"
-    else:
-        raise AssertionError("no AttributeError")
+    with pytest.raises(AttributeError, match="module 'hindsight_exec' has no attribute 'Nonsense'"):
+        _ = hindsight_exec.Nonsense
 
 
 def test_installed_metadata():

@@ -9,24 +9,23 @@ import http.client
 import json
 import os
 import random
-import signal
 import sqlite3
 import stat
-import subprocess
 import sys
 import threading
 import uuid
-from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
+from serving import Serving, ServingProcess
 
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.server import EmbeddedServer
 from hindsight_exec.server.text import UNIT_CHARS, join_parts, sanitize, units
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Answer(NamedTuple):
@@ -85,20 +84,18 @@ class Api:
 
 @contextlib.contextmanager
 def serving(data: Path | None = None, **options: Any) -> Iterator[Api]:
-    """An embedded server on a loop and a thread of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = EmbeddedServer(data, **options)
+    """A connection to an embedded server."""
+    server = Serving(data, **options)
     try:
-        url = asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-        with contextlib.closing(Api(url, options.get("api_key"))) as api:
+        with contextlib.closing(Api(server.url, options.get("api_key"))) as api:
             yield api
     finally:
-        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        server.close()
+
+
+def start(data: Path | None = None, **options: Any) -> None:
+    """Start a server that is to fail."""
+    asyncio.run(EmbeddedServer(data, **options).start())
 
 
 @pytest.fixture
@@ -642,105 +639,73 @@ def test_the_file_is_the_users_alone(tmp_path: Path) -> None:
 def test_two_servers_do_not_share_a_file(tmp_path: Path) -> None:
     """A second server on the same folder is refused in one line, and the first goes on."""
     with serving(tmp_path) as api:
-        with pytest.raises(ConfigError, match="in use by another server"), serving(tmp_path):
-            pass
+        with pytest.raises(ConfigError, match="in use by another server"):
+            start(tmp_path)
         assert api.retain(item("x")).status == 200
 
 
 def test_a_port_in_use_is_one_line(api: Api) -> None:
     """A port that is taken is a ConfigError which names it."""
     port = api._connection.port
-    with pytest.raises(ConfigError, match=f"port {port}"), serving(port=port):
-        pass
+    with pytest.raises(ConfigError, match=f"port {port}"):
+        start(port=port)
 
 
 @pytest.mark.parametrize("option", [{"host": "no.such.host.invalid"}, {"port": 70000}])
 def test_an_unusable_address_is_one_line(option: dict[str, Any]) -> None:
     """An address nobody can listen at is a ConfigError."""
-    with pytest.raises(ConfigError, match="cannot listen at"), serving(**option):
-        pass
+    with pytest.raises(ConfigError, match="cannot listen at"):
+        start(**option)
 
 
 def test_an_unusable_folder_is_one_line(tmp_path: Path) -> None:
     """A folder that cannot be made, a file that is no database, and a newer one are ConfigErrors."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot open"), serving(tmp_path / "file" / "folder"):
-        pass
+    with pytest.raises(ConfigError, match="cannot open"):
+        start(tmp_path / "file" / "folder")
     (tmp_path / "server.sqlite3").write_bytes(b"no database" * 1000)
-    with pytest.raises(ConfigError, match="cannot use"), serving(tmp_path):
-        pass
+    with pytest.raises(ConfigError, match="cannot use"):
+        start(tmp_path)
     (tmp_path / "newer").mkdir()
     with contextlib.closing(sqlite3.connect(tmp_path / "newer" / "server.sqlite3")) as sql:
         sql.execute("PRAGMA user_version = 99")
-    with pytest.raises(ConfigError, match="newer hindsight-exec"), serving(tmp_path / "newer"):
-        pass
+    with pytest.raises(ConfigError, match="newer hindsight-exec"):
+        start(tmp_path / "newer")
 
 
-SERVER = """
-import asyncio, pathlib, sys
-from hindsight_exec.server import EmbeddedServer
-
-async def main():
-    print(await EmbeddedServer(pathlib.Path(sys.argv[1])).start(), flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-@contextlib.contextmanager
-def process(data: Path) -> Iterator[tuple[Api, subprocess.Popen[str]]]:
-    """An embedded server as a process of its own."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(data)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert child.stdout is not None
-        with contextlib.closing(Api(child.stdout.readline().strip())) as api:
-            yield api, child
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills its server")
 def test_a_killed_server_has_all_it_acknowledged_once(tmp_path: Path) -> None:
     """Killed at random while it takes appends, it holds each acknowledged line once and in order."""
     random_ = random.Random(4)
-    sent: list[tuple[str, str]] = []  # the line and its operation, in order
-    acknowledged: set[str] = set()
-    waiting: tuple[str, str] | None = None
-    for round_ in range(6):
-        with process(tmp_path) as (api, child):
-            killer = threading.Timer(random_.uniform(0.02, 0.3), child.kill)
-            if round_ < 5:
-                killer.start()
-            try:
-                for number in range(40 if round_ == 5 else 10_000):
-                    # What was not answered is sent again under its id, first of all.
-                    waiting = waiting or (f"{round_}.{number}", str(uuid.uuid4()))
-                    line, operation = waiting
-                    if (line, operation) not in sent:
-                        sent.append((line, operation))
-                    answer = api.retain(
-                        item(line, "log", update_mode="append"),
-                        **{"async": True},
-                        operation_id=operation,
-                    )
-                    assert answer.status == 200
-                    acknowledged.add(line)
-                    waiting = None
-            except (OSError, http.client.HTTPException):
-                pass
-            if round_ == 5:
-                assert api.completed(sent[-1][1])["status"] == "completed"
-                stored = api.text("log").split("\n")
-            killer.cancel()
-            killer.join() if killer.is_alive() else None
-    assert stored == [line for line, _ in sent]
-    assert acknowledged == set(stored)
-    assert len(stored) > 40
+    server = ServingProcess(tmp_path)
+    sent: list[tuple[str, str]] = []  # each line and its operation, in order
+    answered = 0
+
+    def send(api: Api, number: int) -> None:
+        """Send lines until so many are answered; what was not is sent again under its id."""
+        nonlocal answered
+        while answered < number:
+            if answered == len(sent):
+                sent.append((str(answered), str(uuid.uuid4())))
+            line, operation = sent[answered]
+            append = item(line, "log", update_mode="append")
+            answer = api.retain(append, **{"async": True}, operation_id=operation)
+            assert answer.status == 200
+            answered += 1
+
+    for _ in range(5):
+        server.start()
+        killer = threading.Timer(random_.uniform(0.02, 0.3), server.kill)
+        killer.start()
+        cut = contextlib.suppress(OSError, http.client.HTTPException)
+        with contextlib.closing(Api(server.url)) as api, cut:
+            send(api, sys.maxsize)
+        killer.join()
+    server.start()
+    with contextlib.closing(Api(server.url)) as api:
+        send(api, answered + 20)
+        assert api.completed(sent[-1][1])["status"] == "completed"
+        assert api.text("log").split("\n") == [line for line, _ in sent]
+    server.kill()
 
 
 # -- text -----------------------------------------------------------------------------------------

@@ -421,7 +421,9 @@ DRAINING = """
 
 
 @posix
-@pytest.mark.parametrize("job", ["stop.wait", "time.sleep, 3600", "lambda: [0 for _ in iter(int, 1)]"])
+@pytest.mark.parametrize(
+    "job", ["stop.wait", "time.sleep, 3600", "lambda: [0 for _ in iter(int, 1)]"]
+)
 def test_interrupted_drain(start, job):
     """Ctrl-C ends the wait at once: no traceback, one line a reason, the rest still closes."""
     child = start(DRAINING.format(job=job))

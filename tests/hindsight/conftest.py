@@ -12,6 +12,8 @@ import pytest
 from .host import Host
 from .server import VARIABLE, Absent, Hindsight, Server
 
+KEY = "the right key"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "since(version, reason): needs this Hindsight, or a newer")
@@ -32,6 +34,27 @@ def hindsight() -> Iterator[Hindsight]:
 def server(hindsight: Hindsight) -> Iterator[Server]:
     """A server that is never killed, shared by the tests that do not need to."""
     with hindsight.server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mortal(hindsight: Hindsight) -> Iterator[Server]:
+    """A server that tests kill; each leaves it running."""
+    with hindsight.server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def locked(hindsight: Hindsight) -> Iterator[Server]:
+    """A server that lets in only who has KEY."""
+    with hindsight.server(api_key=KEY) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def thinking(hindsight: Hindsight) -> Iterator[Server]:
+    """A server that extracts facts with an LLM, and gives up at its first failure."""
+    with hindsight.server(llm=True, llm_max_retries=0, worker_max_retries=0) as running:
         yield running
 
 

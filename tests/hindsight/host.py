@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from .server import Server, eventually
+from .server import BUSY, Server, eventually
 
 MARK = re.compile(r"<([^<>#]+)#(\d+)>")
 
 # Few turns make a document and nothing waits for more, so that short runs see many requests.
 SETTINGS = {
     "mode": "local_external",
-    "retain_document_chars": 700,
+    "retain_document_chars": 1200,
     "retain_idle_seconds": 0.3,
     "retain_context": "a conversation",
 }
@@ -38,7 +38,11 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **environment,
+                },
                 cwd=folder,
             )
         self.lines: list[str] = []
@@ -119,9 +123,7 @@ class Host:
         self.programs: list[Program] = []
         config = folder / ".hindsight" / "config.json"
         config.parent.mkdir(parents=True)
-        config.write_text(
-            json.dumps({**SETTINGS, "api_url": url, "bank_id": bank, **settings})
-        )
+        config.write_text(json.dumps({**SETTINGS, "api_url": url, "bank_id": bank, **settings}))
 
     def run(self, *arguments: str) -> Program:
         """Start a Python program on this host."""
@@ -184,8 +186,8 @@ def check(
         perhaps: Turns whose program was killed before it could say that they were taken.
     """
     # What it has accepted it may still be busy with.
-    busy = "SELECT status FROM async_operations WHERE status IN ('pending', 'processing')"
-    eventually(lambda: not server.sql(f"{busy} AND bank_id = '{bank}'"), seconds=120, pause=0.2)
+    busy = f"{BUSY} AND bank_id = '{bank}'"
+    eventually(lambda: not server.sql(busy), seconds=120, pause=0.2)
     expected: dict[str, list[int]] = defaultdict(list)
     for turns in given:
         for session, numbers in turns.items():

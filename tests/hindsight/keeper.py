@@ -77,10 +77,10 @@ class Keeper:
 
         return Path(pg0.__file__).parent / "bin" / "pg0"
 
-    def run(self, *arguments: object) -> str:
+    def run(self, program: Path, *arguments: object) -> str:
         """Run a program of PostgreSQL's as its user; the output, or an error that holds it."""
         done = subprocess.run(
-            [str(argument) for argument in arguments],
+            [str(program), *map(str, arguments)],
             env={"HOME": str(self.home), "PATH": os.defpath, "PGPASSWORD": PASSWORD},
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -91,13 +91,14 @@ class Keeper:
             **self.as_user,
         )
         if done.returncode:
-            raise RuntimeError(f"{Path(arguments[0]).name}: {done.stdout.strip()}")
-        return done.stdout
+            raise RuntimeError(f"{program.name}: {done.stdout.strip()}")
+        return str(done.stdout)
 
     def start_postgres(self) -> None:
         # fsync stays as pg0 has it, off: what is killed here are processes, not the machine.
         self.run(
-            *(self.pg0, "start", "--name", USER, "-p", self.port),
+            self.pg0,
+            *("start", "--name", USER, "-p", self.port),
             *("-u", USER, "-P", PASSWORD, "-n", USER),
             *("-c", "listen_addresses=127.0.0.1"),
             *("-c", f"unix_socket_directories={self.home}"),
@@ -105,7 +106,9 @@ class Keeper:
         )
 
     def stop_postgres(self) -> None:
-        self.run(self.pg0, "stop", "--name", USER)
+        # At once: what it holds is thrown away.
+        data = self.home / ".pg0" / "instances" / USER / "data"
+        self.run(self.program("pg_ctl"), "stop", "-D", data, "-m", "immediate")
 
     def program(self, name: str) -> Path:
         return next(self.home.glob(f".pg0/installation/*/bin/{name}"))

@@ -108,7 +108,7 @@ class Proxy:
                     side.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        for _ in self._servers:
+        for _ in range(len(self._servers)):
             self._servers.rotate(1)
             url = self._servers[0]
             parts = urlsplit(url)

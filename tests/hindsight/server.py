@@ -35,6 +35,9 @@ ACCEPTED = "SELECT count(*) FROM async_operations"
 STORED = "SELECT count(*) FROM documents"
 COMPLETED = "SELECT count(*) FROM async_operations WHERE status = 'completed'"
 
+# Operations that a worker has or will have.
+BUSY = "SELECT status FROM async_operations WHERE status IN ('pending', 'processing')"
+
 
 class Absent(Exception):
     """There is no Hindsight here; the text says what to do."""
@@ -335,7 +338,9 @@ class Server:
         return Shot(self, query, seconds)
 
     def sql(self, query: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.hindsight.ask("sql", database=self.name, query=query)
+        """The rows of a SELECT in its database."""
+        name = self.database.rpartition("/")[2]
+        rows: list[dict[str, Any]] = self.hindsight.ask("sql", database=name, query=query)
         return rows
 
     def version(self) -> tuple[int, ...]:

@@ -11,16 +11,17 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, Callable
 
 import pytest
+
 from hindsight_exec.client import HindsightClient
 from hindsight_exec.errors import Rejected, Unauthorized
 from hindsight_exec.server import EmbeddedServer
 from hindsight_exec.turns import document_id, document_item, source, time_ordered_id, turn
 
+from .conftest import KEY
 from .openapi import OpenAPI
 from .proxy import Proxy
-from .server import Hindsight, Server, eventually, request
+from .server import Server, eventually, request
 
-KEY = "a key"
 BOTH = [pytest.param("real", marks=pytest.mark.hindsight), "embedded"]
 Ask = Callable[[Any], Any]
 
@@ -129,9 +130,7 @@ def test_health(ask: Ask, client: HindsightClient) -> None:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_document_comes_back_as_it_was_sent(
-    ask: Ask, client: HindsightClient, bank: str
-) -> None:
+def test_document_comes_back_as_it_was_sent(ask: Ask, client: HindsightClient, bank: str) -> None:
     """Text, tags and metadata of a document are those of the item; its id may hold slashes."""
     name, data = item("the/session", "Zoë’s tram № 7 leaves at 8 — “early”, 日本 🚋")
     retained(ask, client, bank, data)
@@ -159,9 +158,7 @@ def test_operation_id_makes_a_retain_idempotent(
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_same_document_again_changes_nothing(
-    ask: Ask, client: HindsightClient, bank: str
-) -> None:
+def test_same_document_again_changes_nothing(ask: Ask, client: HindsightClient, bank: str) -> None:
     """A document sent again under another operation has one text and its memories once."""
     name, data = item("s", "the same")
     retained(ask, client, bank, data)
@@ -206,7 +203,7 @@ def test_recall_finds_by_words_and_filters_by_tag(
     assert "river" in found[0]["text"]
     found = ask(client.recall(bank, "Bob", tags=["session:tram"], tags_match="any_strict"))
     assert [memory["document_id"] for memory in found] == [tram[0]]
-    few = ask(client.recall(bank, "Bob", budget="low", max_tokens=30))
+    few = ask(client.recall(bank, "Bob", budget="low", max_tokens=5))
     assert len(few) <= 1
 
 
@@ -280,9 +277,7 @@ def test_missions_are_kept(ask: Ask, client: HindsightClient, bank: str) -> None
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_reflect_without_a_model_is_refused(
-    ask: Ask, client: HindsightClient, bank: str
-) -> None:
+def test_reflect_without_a_model_is_refused(ask: Ask, client: HindsightClient, bank: str) -> None:
     """A server without an LLM refuses to reflect, in words that say why."""
     retained(ask, client, bank, item("s", "makes the bank")[1])
     with pytest.raises(Rejected, match="requires an LLM") as refusal:
@@ -290,17 +285,13 @@ def test_reflect_without_a_model_is_refused(
     assert refusal.value.status == 400
 
 
-@pytest.fixture(scope="module")
-def locked(hindsight: Hindsight) -> Iterator[str]:
-    with hindsight.server(api_key=KEY) as server:
-        yield server.url
-
-
 @pytest.mark.parametrize("kind", BOTH)
-def test_only_the_key_lets_in(kind: str, ask: Ask, bank: str, request: pytest.FixtureRequest) -> None:
+def test_only_the_key_lets_in(
+    kind: str, ask: Ask, bank: str, request: pytest.FixtureRequest
+) -> None:
     """Without the key, or with another, everything but version and health is Unauthorized."""
     server = Embedded(KEY) if kind == "embedded" else None
-    address = server.url if server else request.getfixturevalue("locked")
+    address = server.url if server else request.getfixturevalue("locked").url
 
     async def talk() -> None:
         for wrong in (None, "another key"):
@@ -324,7 +315,7 @@ def test_only_the_key_lets_in(kind: str, ask: Ask, bank: str, request: pytest.Fi
 @pytest.mark.parametrize("kind", ["real"])
 @pytest.mark.since("1.0", "does not describe operation ids")
 def test_requests_and_answers_are_those_of_the_openapi_description(
-    ask: Ask, client: HindsightClient, proxy: Proxy, url: str, bank: str, hindsight: Hindsight
+    ask: Ask, client: HindsightClient, proxy: Proxy, url: str, bank: str, thinking: Server
 ) -> None:
     """Every request the client can make, with every argument, is one the server describes."""
     name, data = item("s/1", "all of it")
@@ -370,7 +361,7 @@ def test_requests_and_answers_are_those_of_the_openapi_description(
         for exchange in proxy.exchanges
         for problem in description.problems(exchange)
     ]
-    with hindsight.server(llm=True) as server, Proxy(server.url) as second:
+    with Proxy(thinking.url) as second:
 
         async def reflect() -> str:
             async with HindsightClient(second.url) as thinker:

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
@@ -15,9 +14,9 @@ from .host import Host, Program, check, turns_of
 from .proxy import Cut, Exchange, Proxy, at_random
 from .server import (
     ACCEPTED,
+    BUSY,
     COMPLETED,
     STORED,
-    Hindsight,
     Server,
     eventually,
     request,
@@ -28,14 +27,7 @@ pytestmark = pytest.mark.hindsight
 NewHost = Callable[..., Host]
 
 
-@pytest.fixture(scope="module")
-def mortal(hindsight: Hindsight) -> Iterator[Server]:
-    """A server that tests kill; each leaves it running."""
-    with hindsight.server() as server:
-        yield server
-
-
-def rounds(few: int, many: int) -> Any:
+def rounds(few: int, many: int) -> pytest.MarkDecorator:
     """Parametrizes a test with a few rounds, and as a soak with many."""
     return pytest.mark.parametrize("rounds", [few, pytest.param(many, marks=pytest.mark.soak)])
 
@@ -53,8 +45,8 @@ def test_turns_of_a_program_that_ends(server: Server, bank: str, new_host: NewHo
         documents = check(server, bank, [program.given])
         # Several turns make a document, and several documents a request.
         assert sum(retains(exchange) for exchange in proxy.exchanges) < documents < 60
-    host.deliver()  # what was accepted is kept until a later process knows it was done
-    assert host.files() == []
+        host.deliver()  # what was accepted is kept until a later process knows it was done
+        assert host.files() == []
 
 
 @pytest.mark.parametrize("cut", list(Cut))
@@ -71,7 +63,9 @@ def test_cut_requests_are_sent_again(
         return cut
 
     with Proxy(server.url, plan) as proxy:
-        program = new_host(proxy.url, bank).give("s", turns=30, pause=0.02, then="flush", seconds=90)
+        program = new_host(proxy.url, bank).give(
+            "s", turns=30, pause=0.02, then="flush", seconds=90
+        )
         program.end()
         assert program.said("flushed") == ["True"]
         assert left == [0]
@@ -109,9 +103,7 @@ class Killed:
 
 
 @rounds(8, 100)
-def test_client_killed_at_random(
-    rounds: int, server: Server, bank: str, new_host: NewHost
-) -> None:
+def test_client_killed_at_random(rounds: int, server: Server, bank: str, new_host: NewHost) -> None:
     """Programs killed at any moment, their requests cut at random: no turn is lost or doubled."""
     with Proxy(server.url, at_random(0.3, seed=rounds)) as proxy:
         killed = Killed(new_host(proxy.url, bank), "s", seed=rounds)
@@ -127,11 +119,11 @@ def test_server_stopped_and_started(
 ) -> None:
     """While the server is stopped turns wait on disk; they arrive when it is back."""
     host = new_host(mortal.url, bank)
-    program = host.give("s", turns=400 * rounds, pause=0.01, then="flush", seconds=120)
-    for turn in range(1, rounds + 1):
-        program.until_given(400 * turn - 350)
+    program = host.give("s", turns=200 * rounds, pause=0.02, then="flush", seconds=120)
+    for turn in range(rounds):
+        program.until_given(200 * turn + 30)
         mortal.stop()
-        program.until_given(400 * turn - 100)
+        program.until_given(200 * turn + 170)
         mortal.start()
     program.end()
     assert program.said("flushed") == ["True"]
@@ -142,9 +134,7 @@ def test_server_stopped_and_started(
 
 
 @rounds(2, 10)
-def test_server_killed_at_random(
-    rounds: int, mortal: Server, bank: str, new_host: NewHost
-) -> None:
+def test_server_killed_at_random(rounds: int, mortal: Server, bank: str, new_host: NewHost) -> None:
     """A server killed at any moment stores each turn once, when it is back."""
     chance = random.Random(rounds)
     host = new_host(mortal.url, bank)
@@ -209,8 +199,7 @@ def test_appending_doubles_what_these_kills_do_not(mortal: Server, bank: str) ->
         request("POST", url, {"items": [item], "async": True})
         assert shot.hit()
         mortal.start()
-        left = "SELECT id FROM async_operations WHERE status IN ('pending', 'processing')"
-        eventually(lambda: not mortal.sql(left))
+        eventually(lambda: not mortal.sql(BUSY))
     text = mortal.sql(f"SELECT original_text FROM documents WHERE bank_id = '{bank}'")
     lines = [text[0]["original_text"].count(f'"line {number}"') for number in range(10)]
     assert min(lines) == 1

@@ -1,0 +1,251 @@
+"""`hindsight-exec retain`: a transcript into a bank, whole, before the command ends."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Iterator
+
+from hindsight_exec.client import HindsightClient
+from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
+from hindsight_exec.loop import background_loop
+from hindsight_exec.transcript import read_transcript
+from hindsight_exec.turns import identifier
+from hindsight_exec.writer import RetainWriter
+
+from .console import (
+    KEY_REFUSED,
+    OK,
+    UNDONE,
+    UNREACHABLE,
+    Progress,
+    counted,
+    note,
+    say,
+    say_json,
+    without_warnings,
+)
+from .where import chosen_settings, folder, server_data, settings_of
+
+if TYPE_CHECKING:
+    import argparse
+
+    from hindsight_exec.config import Settings
+
+# Seconds between looks at how far the delivery is.
+_LOOK = 0.2
+
+
+def run(args: argparse.Namespace) -> int:
+    state = folder(args.state)
+    settings = chosen_settings(state, args.url, args.api_key, args.bank)
+    with _opened(args.file) as file, _server(settings, state, args.bank) as settings:
+        _probe(settings)
+        return _Retain(args, settings, state).run(file)
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open("rb"))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error  # not the name once more
+            raise ConfigError(f"cannot read {name}: {reason}") from error
+        yield file
+
+
+@contextlib.contextmanager
+def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterator[Settings]:
+    """The settings; where no server is configured, the embedded one runs meanwhile."""
+    if settings is not None:
+        yield settings
+        return
+    from hindsight_exec.server import EmbeddedServer  # noqa: PLC0415 - only where it is used
+
+    data = server_data()
+    server = EmbeddedServer(data)
+    loop = background_loop()
+    url = loop.run(server.start()).result()
+    note(
+        f"no server is configured: storing in {data} with the embedded server, which is not the"
+        " memory engine ('hindsight-exec serve' serves it; --url names another server)"
+    )
+    loaded = settings_of(state)
+    # In memory: nothing may be left waiting for a server that is gone afterwards.
+    settings = replace(
+        loaded, api_url=url, api_key=None, credential="", unusable="", durability="memory"
+    )
+    try:
+        yield replace(settings, bank_id=bank) if bank else settings
+    finally:
+        loop.run(server.close()).result()
+
+
+def _probe(settings: Settings) -> None:
+    """Find out before anything is taken whether the server answers and lets us in.
+
+    Raises:
+        ServerError: It does not.
+    """
+
+    async def ask() -> None:
+        async with HindsightClient(settings.api_url, api_key=settings.api_key) as client:
+            await client.version()
+            with contextlib.suppress(Rejected):  # the bank is made by its first retain
+                await client.documents(settings.bank_id, limit=1)
+
+    background_loop().run(ask()).result()
+
+
+class _Retain:
+    """One run of the command."""
+
+    def __init__(self, args: argparse.Namespace, settings: Settings, state: Path) -> None:
+        self._args = args
+        self._name = "standard input" if args.file == "-" else args.file
+        self._session = args.session or _session(args.file)
+        self._settings = settings
+        self._writer = RetainWriter(settings, state=state)
+        self._given = 0
+        self._bad: list[dict[str, object]] = []
+
+    def run(self, file: BinaryIO) -> int:
+        try:
+            with Progress("turns stored") as progress:
+                self._give(file, progress)
+                arrived = self._wait(progress)
+        except KeyboardInterrupt:
+            self._tell_waiting("interrupted")
+            raise
+        return self._finish(arrived=arrived)
+
+    def _give(self, file: BinaryIO, progress: Progress) -> None:
+        for turn in read_transcript(file, self._report):
+            messages = turn.messages(
+                datetime.now(timezone.utc),
+                user_prefix=self._settings.retain_user_prefix,
+                assistant_prefix=self._settings.retain_assistant_prefix,
+            )
+            tags = self._settings.retain_tags
+            while True:
+                try:
+                    self._writer.put(
+                        messages,
+                        session=self._session,
+                        context=self._args.context,
+                        tags=tags,
+                        metadata={"source": self._settings.retain_source or "transcript"},
+                        observation_scopes=self._settings.observation_scopes,
+                    )
+                    break
+                except OutboxFull:
+                    self._writer.flush()  # the server takes more than the disk does
+            self._given += 1
+            progress.update(self._stored, self._given)
+
+    def _report(self, line: int, reason: str) -> None:
+        self._bad.append({"line": line, "reason": reason})
+        note(f"{self._name} line {line}: {reason}")
+
+    def _wait(self, progress: Progress) -> bool:
+        """Wait until all is stored, or nothing has moved for the time-out."""
+        done: list[bool] = []
+        waiter = threading.Thread(
+            target=lambda: done.append(self._writer.flush(completed=True)), daemon=True
+        )
+        waiter.start()
+        before, moved = -1, time.monotonic()
+        while waiter.is_alive():
+            waiter.join(_LOOK)
+            counters = self._writer.counters()
+            settled = counters.accepted + counters.completed + counters.dead
+            if settled != before:
+                before, moved = settled, time.monotonic()
+            if time.monotonic() - moved > self._args.timeout or self._writer.paused:
+                return False
+            progress.update(self._stored, self._given, counters.last_error)
+        return done == [True]
+
+    @property
+    def _stored(self) -> int:
+        return self._writer.counters().completed
+
+    def _tell_waiting(self, why: str) -> None:
+        waiting = self._writer.counters().waiting
+        if self._settings.durability == "memory":
+            note(f"{why}; {counted(waiting, 'turn')} not stored")
+        else:
+            note(
+                f"{why}; {counted(waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends"
+                " them, so do not retain this transcript again"
+            )
+
+    def _finish(self, *, arrived: bool) -> int:
+        refused, counters = self._writer.paused, self._writer.counters()
+        if not arrived:
+            self._tell_waiting(counters.last_error or "the server has not finished")
+        with without_warnings():
+            self._writer.close(0 if not arrived else None)
+        documents = self._count_documents() if arrived else None
+        if self._args.json:
+            say_json(
+                {
+                    "turns": self._given,
+                    "stored": counters.completed,
+                    "waiting": counters.waiting,
+                    "dead": counters.dead,
+                    "bad_lines": self._bad,
+                    "url": self._settings.api_url,
+                    "bank": self._settings.bank_id,
+                    "session": self._session,
+                    "documents": documents,
+                }
+            )
+        else:
+            where = f"bank {self._settings.bank_id!r} at {self._settings.api_url}"
+            held = "" if documents is None else f", which has {counted(documents, 'document')} now"
+            say(
+                f"{counters.completed} of {counted(self._given, 'turn')} stored in {where}"
+                f" as session {self._session!r}{held}"
+            )
+        if counters.dead:
+            reasons = ", ".join(counters.dead_by_reason)
+            note(f"{counted(counters.dead, 'turn')} refused by the server: {reasons}")
+        if not self._given:
+            note(f"there is no turn in {self._name}")
+        if refused:
+            return KEY_REFUSED
+        if not arrived:
+            return UNREACHABLE
+        fine = self._given and not counters.dead and not self._bad
+        return OK if fine else UNDONE
+
+    def _count_documents(self) -> int | None:
+        async def ask() -> int:
+            async with HindsightClient(
+                self._settings.api_url, api_key=self._settings.api_key
+            ) as client:
+                tag = identifier(f"session:{identifier(self._session)}")
+                page = await client.documents(self._settings.bank_id, limit=1, tags=[tag])
+                return int(page["total"])
+
+        with contextlib.suppress(Exception):  # all is stored; the number is a courtesy
+            return background_loop().run(ask()).result()
+        return None
+
+
+def _session(file: str) -> str:
+    """A session for a transcript that nobody named: its file's name."""
+    if file == "-":
+        return f"transcript-{datetime.now():%Y%m%d-%H%M%S}"
+    name = file.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return name.partition(".")[0] or name

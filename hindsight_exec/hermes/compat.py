@@ -1,0 +1,42 @@
+"""What the bundled provider shows of itself, for those who reach into it; and a weak callback."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Callable, Optional
+
+if TYPE_CHECKING:
+    from hindsight_exec.writer import RetainWriter
+
+__all__ = ["DeliveryQueue", "weakly"]
+
+
+class DeliveryQueue:
+    """Stands in for the queue of the bundled provider, as far as it is used from outside."""
+
+    def __init__(self, writer: Optional[RetainWriter]) -> None:
+        self._writer = writer
+
+    def join(self) -> None:
+        """Waits until the server has accepted all turns given so far."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def qsize(self) -> int:
+        """How many turns the server has not accepted yet."""
+        return self._writer.counters().waiting if self._writer is not None else 0
+
+    def empty(self) -> bool:
+        return not self.qsize()
+
+
+def weakly(method: Callable[[str], None]) -> Callable[[str], None]:
+    """Calls the method while its object lives; some hosts drop providers without a shutdown."""
+    reference = weakref.WeakMethod(method)
+
+    def call(text: str) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(text)
+
+    return call

@@ -1,0 +1,104 @@
+"""What is taken from Hermes, and what stands in where Hermes is not installed.
+
+The only module that imports Hermes. Everything here was checked with
+hermes-agent 0.19.0; what a later one adds is used where it is found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
+
+from hindsight_exec.config import Settings, default_hermes_home
+
+if TYPE_CHECKING:
+
+    class MemoryProvider:
+        """Hermes' abstract base class; its methods are all ours."""
+
+
+__all__ = ["MemoryProvider", "RecallStatus", "environment", "hermes_home", "settings_of"]
+
+
+def _take(module: str, name: str) -> Any:
+    """``name`` of Hermes' ``module``, or None. Its module names are general: others may own them."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except Exception:  # a foreign module may raise anything
+        return None
+
+
+@dataclass(frozen=True)
+class _RecallStatus:
+    """What a later Hermes shows of a recall; 0 memories: recalled, but not countable."""
+
+    provider_label: str
+    count: int
+    glyph: str = ""
+
+
+if not TYPE_CHECKING:
+    _base = _take("agent.memory_provider", "MemoryProvider")
+    MemoryProvider = _base if isinstance(_base, type) else object
+
+_status = _take("agent.memory_provider", "RecallStatus")
+#: A Hermes that has this class shows indicators; 0.19 does not.
+SHOWS_INDICATORS = _status is not None
+RecallStatus: Any = _status or _RecallStatus
+
+
+def hermes_home() -> Path:
+    """The folder of the profile that is active in this context."""
+    get = _take("hermes_constants", "get_hermes_home")
+    return Path(get()) if get else default_hermes_home(os.environ)
+
+
+def environment() -> Mapping[str, str]:
+    """The variables that count in this context.
+
+    A gateway that serves several profiles gives each its own secrets, bound to
+    the calling thread; what the process' environment holds may be another's.
+    """
+    current = _take("agent.secret_scope", "current_secret_scope")
+    scope = current() if current else None
+    if scope is not None:
+        return {**_without_ours(), **scope}
+    multiplexed = _take("agent.secret_scope", "is_multiplex_active")
+    if multiplexed and multiplexed():
+        return _without_ours()
+    return os.environ
+
+
+def _without_ours() -> Dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("HINDSIGHT_")}
+
+
+_cache: Dict[Path, Tuple[Any, Settings]] = {}
+
+
+def settings_of(home: Path) -> Settings:
+    """The settings of a Hermes folder, read again when files or variables have changed.
+
+    A gateway makes hundreds of providers: they share one reading, and one warning
+    for each wrong value. Safe from any thread (at worst it is read twice).
+    """
+    environ = environment()
+    legacy = Path(environ.get("HOME", "")) / ".hindsight" / "config.json"
+    files = (home / "hindsight" / "config.json", home / ".env", legacy)
+    ours = sorted(item for item in environ.items() if item[0].startswith("HINDSIGHT_"))
+    state = (tuple(map(_stamp, files)), ours)
+    cached = _cache.get(home)
+    if cached is None or cached[0] != state:
+        _cache[home] = cached = (state, Settings.load(home, environ))
+    return cached[1]
+
+
+def _stamp(path: Path) -> Optional[Tuple[int, int, int]]:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)

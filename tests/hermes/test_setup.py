@@ -1,0 +1,266 @@
+"""How the provider stands, and what Hermes asks, saves and shows of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import stat
+import sys
+import threading
+import types
+
+import pytest
+
+from hindsight_exec import Settings
+from hindsight_exec.config import configurable
+from hindsight_exec.errors import ConfigError
+from hindsight_exec.hermes import HindsightMemoryProvider, config_schema, host, register
+
+from .recording import configure
+
+
+@pytest.fixture
+def provider(home):
+    return HindsightMemoryProvider()
+
+
+def test_register(provider):
+    """Hermes is given a provider by name; a host without memory is left alone."""
+
+    class Context:
+        given = None
+
+        def register_memory_provider(self, given):
+            self.given = given
+
+    context = Context()
+    register(context)
+    assert isinstance(context.given, HindsightMemoryProvider)
+    assert context.given.name == "hindsight_exec"
+    register(object())
+
+
+def test_importing_is_cheap(run):
+    """Importing the package needs no Hermes, and brings neither aiohttp, asyncio nor sqlite3."""
+    program = (
+        "import sys, hindsight_exec.hermes; "
+        "print([name for name in ('aiohttp', 'asyncio', 'sqlite3') if name in sys.modules])"
+    )
+    assert run(program).out == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "values, environ, available",
+    [
+        ({}, {}, True),  # local_external
+        ({"mode": "cloud"}, {}, False),
+        ({"mode": "cloud", "apiKey": "k"}, {}, True),
+        ({"mode": "cloud", "api_url": "http://h"}, {}, True),
+        ({"mode": "cloud"}, {"HINDSIGHT_API_KEY": "k"}, True),
+        ({"mode": "cloud"}, {"HINDSIGHT_API_URL": "http://h"}, True),
+        ({"mode": "local_embedded"}, {}, False),
+        ({"api_url": "nonsense"}, {}, False),
+    ],
+)
+def test_availability(provider, home, monkeypatch, values, environ, available):
+    """It is available once a server is configured, and says what is missing otherwise."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    configure(home, **values)
+    assert provider.is_available() is available
+    assert bool(provider.unavailable_reason()) is not available
+
+
+def test_not_configured_at_all(provider):
+    """Without any configuration it says how to configure it, and the chat goes on."""
+    assert "hermes memory setup" in provider.unavailable_reason()
+    warned = []
+    provider.initialize("s", warning_callback=warned.append)
+    provider.sync_turn("a", "b")
+    provider.queue_prefetch("a")
+    assert provider.prefetch("a") == ""
+    assert provider.system_prompt_block() == ""
+    assert (
+        "no server"
+        in json.loads(provider.handle_tool_call("hindsight_recall", {"query": "q"}))["error"]
+    )
+    (warning,) = warned
+    assert "no server is configured" in warning
+
+
+def test_a_warning_callback_that_fails(provider, home):
+    """What the host's callback raises stops nothing."""
+
+    def fail(text):
+        raise RuntimeError
+
+    configure(home, api_url="nonsense")
+    provider.initialize("s", warning_callback=fail)
+
+
+def test_one_warning_for_hundreds_of_providers(home, caplog):
+    """Providers of one folder share one reading: a wrong value is one warning, until it changes."""
+    configure(home, api_url="http://h", recall_budget="huge")
+    for _ in range(50):
+        assert HindsightMemoryProvider().is_available()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    configure(home, api_url="http://h", recall_budget="gigantic")
+    assert HindsightMemoryProvider().is_available()
+    assert len(caplog.records) == 2
+
+
+def test_the_config_schema(provider):
+    """Each setting is asked for, with its default, choices and condition; the key as a secret."""
+    schema = provider.get_config_schema()
+    keys = [field["key"] for field in schema]
+    assert set(keys) == {item.name for item in configurable()}
+    urls = {f["when"]["mode"]: f["default"] for f in schema if f["key"] == "api_url"}
+    assert urls == {
+        "cloud": "https://api.hindsight.vectorize.io",
+        "local_external": "http://localhost:8888",
+    }
+    by_key = {field["key"]: field for field in schema}
+    assert by_key["api_key"]["secret"] is True
+    assert by_key["api_key"]["env_var"] == "HINDSIGHT_API_KEY"
+    assert by_key["memory_mode"]["choices"] == ["hybrid", "context", "tools"]
+    assert by_key["recall_types"]["default"] == "observation"
+    assert by_key["llm_model"]["when"] == {"mode": "local_embedded"}
+    assert all(field["description"] for field in schema)
+    json.dumps(schema)
+
+
+def test_defaults_of_the_schema_are_valid(provider, home, caplog):
+    """Saving every default gives the same settings as saving none, without a warning."""
+    schema = [field for field in provider.get_config_schema() if not field.get("secret")]
+    values = {field["key"]: str(field["default"]) for field in schema if "default" in field}
+    provider.save_config({**values, "mode": "local_external"}, str(home))
+    saved = Settings.load(home)
+    configure(home)
+    assert saved == Settings.load(home)
+    assert not caplog.records
+
+
+def test_saving(provider, home):
+    """Values are merged into config.json, without secrets, readable by the owner only."""
+    provider.save_config({"bank_id": "b", "api_key": "SECRET"}, str(home))
+    provider.save_config({"recall_budget": "low", "mode": "cloud"}, str(home))
+    path = home / "hindsight" / "config.json"
+    assert json.loads(path.read_text()) == {"bank_id": "b", "recall_budget": "low", "mode": "cloud"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]"])
+def test_saving_destroys_nothing(provider, home, content):
+    """A config.json that cannot be read is an error, and stays as it is."""
+    path = home / "hindsight" / "config.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        provider.save_config({"bank_id": "b"}, str(home))
+    assert path.read_text() == content
+
+
+def test_status(make, hindsight, home):
+    """The status shows where turns go and how many wait, and no key."""
+    fresh = HindsightMemoryProvider()
+    provider = make(api_key="SECRET", bank_id="b")
+    hindsight.stop()
+    provider.sync_turn("one", "ok")
+    provider.sync_turn("two", "ok")
+    for shown in (provider.get_status_config({}), fresh.get_status_config(None)):
+        assert shown["api_url"] == hindsight.url
+        assert (shown["bank"], shown["api_key"]) == ("b", "set")
+        assert shown["waiting"].startswith("2 turns, the oldest for ")
+        assert shown["dead"] == "0 turns"
+        assert "SECRET" not in str(shown)
+
+
+def test_status_of_dead_turns(make, hindsight):
+    """Turns that the server refuses for good are shown as dead, with its words."""
+    hindsight.answer("/memories", 422, {"detail": "too odd"})
+    provider = make()
+    provider.sync_turn("odd", "ok")
+    provider._retain_queue.join()
+    shown = provider.get_status_config({})
+    assert shown["dead"].startswith("1 turn:")
+    assert shown["waiting"] == "0 turns"
+
+
+def test_status_with_a_damaged_file(provider, home):
+    """A file that cannot be read is counted, and hides nothing else."""
+    folder = home / "hindsight" / "outbox"
+    folder.mkdir(parents=True)
+    (folder / "x.db").write_bytes(b"no database")
+    shown = provider.get_status_config({})
+    assert shown["unreadable"].startswith("1 file")
+    assert "x.db" in shown["last error"]
+
+
+def test_backup(provider, clean):
+    """What lies outside Hermes' folder is named for its backup."""
+    assert provider.backup_paths() == [str(clean / ".hindsight")]
+
+
+def test_inspection_starts_nothing(provider, home, hindsight):
+    """An agent that is only inspected starts no thread and asks no server."""
+    configure(home, api_url=hindsight.url)
+    before = set(threading.enumerate())
+    provider.initialize_for_inspection("s", hermes_home=str(home), agent_context="primary")
+    provider.get_tool_schemas()
+    provider.system_prompt_block()
+    assert set(threading.enumerate()) == before
+    assert hindsight.seen == []
+
+
+def test_a_foreign_module_of_the_same_name(monkeypatch):
+    """A module called `agent` that is not Hermes' is no trouble."""
+    monkeypatch.setitem(sys.modules, "agent", types.ModuleType("agent"))
+    monkeypatch.setitem(sys.modules, "agent.memory_provider", None)
+    assert host._take("agent.memory_provider", "MemoryProvider") is None
+
+
+def test_the_secret_scope(make, hindsight, home, monkeypatch):
+    """Keys come from Hermes' secret scope where it has one, in the context of the calling thread."""
+    scope = types.ModuleType("agent.secret_scope")
+    scope.current_secret_scope = lambda: {"HINDSIGHT_API_KEY": "scoped"}
+    scope.is_multiplex_active = lambda: True
+    monkeypatch.setitem(sys.modules, "agent", types.ModuleType("agent"))
+    monkeypatch.setitem(sys.modules, "agent.secret_scope", scope)
+    monkeypatch.setenv("HINDSIGHT_API_KEY", "of another profile")
+    provider = make()
+    scope.current_secret_scope = lambda: None  # no thread of ours has one
+    provider.sync_turn("a", "b")
+    provider.handle_tool_call("hindsight_recall", {"query": "q"})
+    provider.shutdown()
+    keys = {one.key for one in hindsight.seen if "/banks/" in one.path}
+    assert keys == {"Bearer scoped"}
+    assert "HINDSIGHT_API_KEY" not in host.environment()
+
+
+def test_the_desktop_panel(monkeypatch):
+    """The panel's schema names each setting, and reads and writes the same config.json."""
+    kinds = types.ModuleType("plugins.memory.config_schema")
+    for name in ("TEXT", "SELECT", "SECRET", "BOOL", "NUMBER"):
+        setattr(kinds, f"KIND_{name}", name.lower())
+    for name in ("ProviderConfigSchema", "ProviderField"):
+        setattr(kinds, name, type(name, (types.SimpleNamespace,), {}))
+    kinds.ProviderFieldOption = lambda value, label: value
+    for name in ("plugins", "plugins.memory"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "plugins.memory.config_schema", kinds)
+    schema = config_schema._schema()
+    assert schema.name == "hindsight"
+    fields = {field.key: field for field in schema.fields}
+    assert set(fields) == {item.name for item in configurable()}
+    assert (fields["api_key"].kind, fields["api_key"].env_key) == ("secret", "HINDSIGHT_API_KEY")
+    assert fields["mode"].options == ("cloud", "local_external", "local_embedded")
+    assert fields["auto_retain"].default == "true"
+    assert fields["api_url"].label == "API URL"
+
+
+def test_the_desktop_panel_without_hermes():
+    """Without Hermes there is no panel, and no error."""
+    if host._take("plugins.memory.config_schema", "ProviderField") is None:
+        assert importlib.reload(config_schema).CONFIG_SCHEMA is None

@@ -1,0 +1,451 @@
+"""From a turn to a document: what `sync_turn` keeps, and when it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hindsight_exec import HindsightClient
+from hindsight_exec.hermes import HindsightMemoryProvider
+from hindsight_exec.hermes.scrub import is_synthetic, scrub
+
+from .recording import LIMIT, configure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOLD = {
+    "platform": "telegram",
+    "user_id": "u1",
+    "user_name": "Ada",
+    "chat_id": "c1",
+    "chat_name": "Home",
+    "chat_type": "dm",
+    "thread_id": "t1",
+    "agent_identity": "coder",
+    "agent_workspace": "hermes",
+}
+
+
+def waiting(home: Path) -> str:
+    """What `hermes memory status` says of turns on disk."""
+    return HindsightMemoryProvider().get_status_config({})["waiting"]
+
+
+def test_the_shape_of_a_document(make, hindsight):
+    """A document is a flat list of labelled messages, with lineage tags, metadata and context."""
+    provider = make(
+        "s1",
+        {**TOLD, "parent_session_id": "s0"},
+        retain_tags=["mine", "session:s1"],
+        retain_source="hermes",
+        retain_user_prefix="Mensch",
+        retain_context="kontext",
+        observation_scopes="per_tag",
+    )
+    provider.sync_turn("Grüße 🎉", "Hallo", session_id="s1", messages=[])
+    provider.shutdown()
+    (item,) = hindsight.items()
+    user, assistant = json.loads(item["content"])
+    assert (user["role"], user["content"]) == ("user", "Mensch: Grüße 🎉")
+    assert (assistant["role"], assistant["content"]) == ("assistant", "Assistant: Hallo")
+    assert user["timestamp"] == assistant["timestamp"]
+    assert "🎉" in item["content"]
+    assert item["document_id"].startswith("s1/")
+    assert item["tags"] == ["mine", "session:s1", "parent:s0"]
+    assert item["context"] == "kontext"
+    assert item["observation_scopes"] == "per_tag"
+    metadata = item["metadata"]
+    told = {key: value for key, value in TOLD.items() if key != "agent_workspace"}
+    assert told.items() <= metadata.items()
+    assert (metadata["source"], metadata["session_id"]) == ("hermes", "s1")
+    assert (metadata["message_count"], metadata["turn_index"]) == ("2", "1")
+    assert metadata["retained_at"].endswith("Z")
+
+
+def test_one_worker_for_all_turns(make, hindsight):
+    """One thread delivers all turns of a provider, and of the next provider too."""
+    first, second = make("a"), make("b")
+    workers = set()
+    for number in range(3):
+        for provider in (first, second):
+            provider.sync_turn(f"turn {number}", "ok")
+            provider._retain_queue.join()
+            workers.add(provider._sync_thread)
+    (worker,) = workers
+    assert isinstance(worker, threading.Thread)
+    assert len(hindsight.said()) == 6
+
+
+def test_join_waits_for_all_turns(make, hindsight):
+    """`_retain_queue.join()` returns once the server has all turns given so far."""
+    provider = make()
+    assert provider._retain_queue.empty()
+    for number in range(5):
+        provider.sync_turn(f"turn {number}", "ok")
+    assert provider._retain_queue.qsize() == 5
+    provider._retain_queue.join()
+    assert provider._retain_queue.empty()
+    assert hindsight.said() == [f"turn {number}" for number in range(5)]
+
+
+def test_shutdown_delivers_then_closes_the_client(make, hindsight, monkeypatch):
+    """`shutdown` returns when all that waited was delivered and the client is closed; again, it does nothing."""
+    events = []
+    close = HindsightClient.close
+
+    async def noting(client):
+        events.append(f"closed after {len(hindsight.items())}")
+        await close(client)
+
+    monkeypatch.setattr(HindsightClient, "close", noting)
+    provider = make()
+    for number in range(5):
+        provider.sync_turn(f"turn {number}", "ok")
+    provider.shutdown()
+    assert hindsight.said() == [f"turn {number}" for number in range(5)]
+    assert events == ["closed after 1"]
+    requests = len(hindsight.seen)
+    provider.shutdown()
+    provider.on_session_end([])
+    provider.on_session_switch("other")
+    assert len(hindsight.seen) == requests
+    assert events == ["closed after 1"]
+
+
+def test_turns_after_shutdown_wait_on_disk(make, hindsight, home):
+    """After `shutdown` a turn is kept on disk and sent by nobody; the next provider delivers it."""
+    provider = make()
+    provider.sync_turn("before", "ok")
+    provider.shutdown()
+    requests = len(hindsight.seen)
+    provider.sync_turn("after", "ok")
+    provider.queue_prefetch("after")
+    assert provider.prefetch("after") == ""
+    assert waiting(home).startswith("1 turn,")
+    assert len(hindsight.seen) == requests
+    make("next")
+    hindsight.wait_for("/memories", 2)
+    assert hindsight.said() == ["before", "after"]
+
+
+def test_turns_of_a_provider_that_never_sent_before_shutdown(make, hindsight, home):
+    """The first turn of a provider may come after its `shutdown`, and is kept all the same."""
+    provider = make()
+    provider.shutdown()
+    provider.sync_turn("late", "ok")
+    assert waiting(home).startswith("1 turn,")
+
+
+def test_taken_up_again(make, hindsight, home):
+    """A provider that is initialised again works again, with what is configured by then."""
+    provider = make("first")
+    provider.sync_turn("one", "ok")
+    provider.shutdown()
+    provider.initialize("second", hermes_home=str(home), agent_context="primary")
+    provider.sync_turn("two", "ok")
+    configure(home, api_url=hindsight.url, bank_id="other")
+    provider.initialize("third", hermes_home=str(home), agent_context="primary")
+    assert hindsight.said() == ["one", "two"]
+    provider.sync_turn("three", "ok")
+    provider.shutdown()
+    assert hindsight.said("other") == ["three"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child(run, hindsight, home):
+    """A forked child recalls and gives turns by itself, and both processes end in silence."""
+    configure(home, api_url=hindsight.url)
+    ended = run(
+        """
+        import os, sys
+        from hindsight_exec.hermes import HindsightMemoryProvider
+        provider = HindsightMemoryProvider()
+        provider.initialize("s", hermes_home=sys.argv[1], agent_context="primary")
+        def talk(name):
+            provider.sync_turn(name, "ok")
+            assert "result" in provider.handle_tool_call("hindsight_recall", {"query": name})
+        talk("before")
+        child = os.fork()
+        if not child:
+            talk("child")
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        assert os.WEXITSTATUS(status) == 7
+        talk("parent")
+        provider.shutdown()
+        """,
+        str(home),
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert sorted(hindsight.said()) == ["before", "child", "parent"]
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(3)", "raise SystemError"])
+def test_no_shutdown_at_all(run, hindsight, home, ending):
+    """A process that never calls `shutdown` drains at its exit, in silence."""
+    configure(home, api_url=hindsight.url)
+    ended = run(
+        f"""
+        import sys
+        from hindsight_exec.hermes import HindsightMemoryProvider
+        provider = HindsightMemoryProvider()
+        provider.initialize("s", hermes_home=sys.argv[1], agent_context="primary")
+        provider.queue_prefetch("x")
+        for number in range(5):
+            provider.sync_turn(f"turn {{number}}", "ok")
+        {ending}
+        """,
+        str(home),
+    )
+    assert hindsight.said() == [f"turn {number}" for number in range(5)]
+    noise = ended.err.replace("SystemError", "").strip()
+    assert not noise or ending.startswith("raise")
+    assert "Unclosed" not in ended.err
+    assert "cannot schedule" not in ended.err
+
+
+def test_every_third_turn(make, hindsight):
+    """Five turns at retain_every_n_turns = 3 are five turns, the last two at the end."""
+    provider = make(retain_every_n_turns=3, retain_document_chars=1000)
+    said = [f"turn {number} " + "x" * 700 for number in range(5)]
+    for text in said:
+        provider.sync_turn(text, "ok")
+    hindsight.wait_for("/memories")
+    provider.shutdown()
+    assert hindsight.said() == said
+    assert [len(document.messages) for document in hindsight.documents()] == [6, 4]
+
+
+def test_a_provider_built_again_and_again(make, hindsight):
+    """124 providers in a row for one session: each turn is stored once, and counted on."""
+    providers = [make() for _ in range(124)]
+    for number, provider in enumerate(providers):
+        provider.sync_turn(f"turn {number}", "ok")
+    providers[0].on_session_end([])
+    for provider in providers:
+        provider.shutdown()
+    assert hindsight.said() == [f"turn {number}" for number in range(124)]
+    indices = [int(document.metadata["turn_index"]) for document in hindsight.documents()]
+    assert indices == sorted(indices)
+    assert indices[-1] == 124
+
+
+def test_a_switch_sends_what_is_held_once(make, hindsight):
+    """A new session sends the held turns under the old identifiers, once, also when the end was told before."""
+    provider = make("old", {"parent_session_id": "older"}, bank_id_template="b-{session}")
+    provider.sync_turn("one", "ok", session_id="old")
+    provider.sync_turn("two", "ok", session_id="old")
+    provider.on_session_end([{"role": "user", "content": "one"}])
+    provider.on_session_switch("new", parent_session_id="old", reset=True, reason="new_session")
+    hindsight.wait_for("/memories")
+    provider.sync_turn("three", "ok", session_id="new")
+    provider.shutdown()
+    (old,) = hindsight.documents("b-old")
+    (new,) = hindsight.documents("b-new")
+    assert [m["content"] for m in old.messages if m["role"] == "user"] == ["User: one", "User: two"]
+    assert (old.tags, new.tags) == (["session:old", "parent:older"], ["session:new", "parent:old"])
+    assert (old.metadata["session_id"], new.metadata["session_id"]) == ("old", "new")
+
+
+def test_a_switch_to_the_same_session(make, hindsight):
+    """Compression in place goes on with the document; an undone turn ends it."""
+    provider = make("s", {"parent_session_id": "p"})
+    provider.sync_turn("one", "ok")
+    provider.on_session_switch("s", parent_session_id="s", reason="compression")
+    provider.sync_turn("two", "ok")
+    provider.on_session_switch("s", rewound=True)
+    hindsight.wait_for("/memories")
+    provider.sync_turn("three", "ok")
+    provider.shutdown()
+    documents = hindsight.documents()
+    assert [len(document.messages) for document in documents] == [4, 2]
+    assert all(document.tags == ["session:s", "parent:p"] for document in documents)
+
+
+def test_a_turn_that_comes_late(make, hindsight):
+    """A turn given after the switch, for the session before, is that session's."""
+    provider = make("old", {"parent_session_id": "older"})
+    provider.on_session_switch("new", parent_session_id="old")
+    provider.sync_turn("late", "ok", session_id="old")
+    provider.sync_turn("now", "ok")
+    provider.shutdown()
+    assert [(document.tags, document.id[:4]) for document in hindsight.documents()] == [
+        (["session:new", "parent:old"], "new/"),
+        (["session:old", "parent:older"], "old/"),
+    ]
+
+
+def test_an_unnamed_session(make, hindsight):
+    """A session without an id has its turns stored as well."""
+    provider = make("")
+    provider.on_session_switch("")
+    provider.sync_turn("hello", "ok", session_id="")
+    provider.shutdown()
+    assert hindsight.said() == ["hello"]
+
+
+@pytest.mark.parametrize("context", ["subagent", "cron", "flush"])
+def test_only_the_primary_agent_writes(make, hindsight, home, context):
+    """Other agents write nothing, neither turns nor notes nor missions."""
+    provider = make(told={"agent_context": context}, bank_mission="m")
+    provider.sync_turn("secret plan", "ok")
+    answer = json.loads(provider.handle_tool_call("hindsight_retain", {"content": "x"}))
+    assert "read-only" in answer["error"]
+    provider.queue_prefetch("may read")
+    hindsight.wait_for("/recall")
+    provider.shutdown()
+    assert {one.path.rpartition("/")[2] for one in hindsight.seen} <= {"health", "recall"}
+    assert waiting(home) == "0 turns"
+
+
+def test_retaining_switched_off(make, hindsight):
+    """With auto_retain off no turn is kept, but a note is."""
+    provider = make(auto_retain=False)
+    provider.sync_turn("not this", "ok")
+    provider.handle_tool_call("hindsight_retain", {"content": "but this"})
+    provider.shutdown()
+    assert [item["content"] for item in hindsight.items()] == ["but this"]
+
+
+def test_what_is_no_conversation(make, hindsight):
+    """Injected memories are scrubbed; turns of the runtime, and empty ones, are not retained."""
+    provider = make()
+    block = "<memory-context>\n[System note: …]\n\n- old memory\n</memory-context>"
+    provider.sync_turn(f"real question\n\n{block}", f"{block}\nreal answer")
+    provider.sync_turn("", "answer to nothing")
+    provider.sync_turn("  ", "")
+    provider.sync_turn(block, "answer to a memory")
+    provider.sync_turn("[IMPORTANT: Background process 7 completed normally (exit code 0).]", "ok")
+    provider.sync_turn("[ASYNC DELEGATION COMPLETE — d1]\nresult", "ok")
+    nudge = "Please check that."
+    messages = [
+        {"role": "user", "content": nudge, "_verification_stop_synthetic": True},
+        {"role": "assistant", "content": "ok"},
+    ]
+    provider.sync_turn(nudge, "ok", messages=messages)
+    provider.sync_turn("another question", "ok", messages=messages)
+    provider.shutdown()
+    (item,) = hindsight.items()
+    assert [message["content"] for message in json.loads(item["content"])] == [
+        "User: real question",
+        "Assistant: real answer",
+        "User: another question",
+        "Assistant: ok",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, rest",
+    [
+        ("plain", "plain"),
+        ("a <Memory-Context >x</ memory-context> b", "a  b"),
+        ("question\n<memory-context>\ncut off …", "question"),
+        ("how do I close <memory-context>?", "how do I close ?"),
+        ("[System note: Your previous turn was cut.]\n\nreal", "real"),
+        ("[System note: A new message has arrived. Go.] [System note: Your previous turn …]x", "x"),
+        ("[System note: mine] stays", "[System note: mine] stays"),
+    ],
+)
+def test_scrub(text, rest):
+    """What Hermes puts around a message goes, what the user wrote stays."""
+    assert scrub(text) == rest
+    assert not is_synthetic(scrub(text))
+
+
+def test_the_server_is_down(make, hindsight, home):
+    """With the server down turns wait; the user hears of it once, and once when all have arrived."""
+    told = []
+    heard = threading.Condition()
+
+    def status(text):
+        with heard:
+            told.append(text)
+            heard.notify_all()
+
+    provider = make(told={"status_callback": status}, retain_idle_seconds=0)
+    hindsight.stop()
+    for number in range(3):
+        provider.sync_turn(f"turn {number}", "ok")
+    with heard:
+        assert heard.wait_for(lambda: len(told) >= 1, LIMIT)
+    assert waiting(home).startswith("3 turns, the oldest for ")
+    hindsight.start()
+    provider._retain_queue.join()
+    with heard:
+        assert heard.wait_for(lambda: len(told) >= 2, LIMIT)
+    assert hindsight.said() == [f"turn {number}" for number in range(3)]
+    assert len(told) == 2
+
+
+def test_shutdown_with_the_server_down(make, hindsight, home):
+    """With the server down `shutdown` leaves the turns on disk, and the next start delivers them."""
+    provider = make()
+    hindsight.stop()
+    provider.sync_turn("kept", "ok")
+    provider.shutdown()
+    assert waiting(home).startswith("1 turn,")
+    hindsight.start()
+    make("next")
+    hindsight.wait_for("/memories")
+    assert hindsight.said() == ["kept"]
+
+
+def test_a_callback_that_fails(make, hindsight):
+    """What the host's callback raises stops nothing."""
+
+    def status(text):
+        raise RuntimeError("the screen is gone")
+
+    provider = make(told={"status_callback": status}, retain_idle_seconds=0)
+    hindsight.stop()
+    provider.sync_turn("one", "ok")
+    hindsight.start()
+    provider._retain_queue.join()
+    assert hindsight.said() == ["one"]
+
+
+def test_keys_of_profiles(hindsight, home, tmp_path, make):
+    """Each profile's turns go with its own key, though one process serves both."""
+    profiles = {}
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / ".env").write_text(f"HINDSIGHT_API_KEY=key-{name}\n", encoding="utf-8")
+        profiles[name] = make(name, where=folder, bank_id=name)
+    for name, provider in profiles.items():
+        provider.sync_turn(f"said in {name}", "ok")
+        provider.shutdown()
+    keys = {one.path.split("/")[-2]: one.key for one in hindsight.requests("/memories")}
+    assert keys == {"a": "Bearer key-a", "b": "Bearer key-b"}
+
+
+def test_missions_are_applied(make, hindsight):
+    """Configured missions are set in the background where the bank has others, and only then."""
+    first = make(bank_mission="reflect so", bank_retain_mission="retain so")
+    hindsight.wait_for("/config", 1, "PATCH")
+    assert json.loads(first.handle_tool_call("hindsight_recall", {"query": "x"}))
+    assert hindsight.requests("/config", "PATCH")[0].body == {
+        "updates": {"reflect_mission": "reflect so", "retain_mission": "retain so"}
+    }
+    config = hindsight.get("/v1/default/banks/hermes/config")["config"]
+    assert (config["reflect_mission"], config["retain_mission"]) == ("reflect so", "retain so")
+    second = make("t", bank_mission="reflect so")
+    hindsight.wait_for("/config", 2, "GET")
+    second.queue_prefetch("x")
+    hindsight.wait_for("/recall")
+    second.shutdown()
+    assert len(hindsight.requests("/config", "PATCH")) == 1
+
+
+def test_missions_where_bank_settings_are_off(make, hindsight):
+    """A server without bank settings gets the missions through the bank's profile."""
+    hindsight.answer("/config", 404, {"detail": "Not found"})
+    hindsight.answer("/banks/hermes", 200, {})
+    make(bank_mission="so")
+    (request,) = hindsight.wait_for("/banks/hermes", 1, "PUT")
+    assert request.body == {"reflect_mission": "so"}

@@ -1,0 +1,40 @@
+"""What the documents show works as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+if not (ROOT / "docs").is_dir():
+    pytest.skip("the documents are not beside the tests", allow_module_level=True)
+
+
+def _snippets() -> list[Any]:
+    return [
+        pytest.param(code, id=f"{document.name}-{number}")
+        for document in DOCUMENTS
+        for number, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+        )
+    ]
+
+
+@pytest.mark.parametrize("code", _snippets())
+def test_snippet(code: str, run: Any) -> None:
+    """A snippet runs to its end, and says nothing on stderr."""
+    ended = run(code)
+    assert (ended.status, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """A link to a file of the project finds it."""
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
