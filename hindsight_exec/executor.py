@@ -415,7 +415,8 @@ class _Work:
                 self.wait(_GRACE)
         finally:  # also when Ctrl-C ends the wait
             left += self.pending
-            if left:
+            # A lookup that still hangs is nobody's work any more.
+            if left and self.phase is PHASES[DRAIN]:
                 _logger.warning(
                     "%s: %d job%s left undone, as the time to finish was over",
                     self.name,

@@ -33,7 +33,7 @@ from typing import (
 from urllib.parse import quote
 
 from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
-from .turns import Source, Turn
+from .turns import Source, Turn, storable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,6 +258,7 @@ class Outbox:
                 self._db.close()
                 raise
         self._opened = True
+        self._file = None if path is None else (path, path.stat())
 
     def _prepare(self, version: int, synchronous: str) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -565,6 +566,13 @@ class Outbox:
 
     # --- looking ----------------------------------------------------------
 
+    def is_there(self) -> bool:
+        """Whether the file is still where it was, for another process to find."""
+        try:
+            return self._file is None or os.path.samestat(os.stat(self._file[0]), self._file[1])
+        except OSError:
+            return False
+
     def is_empty(self) -> bool:
         """Whether it holds no row that anybody needs."""
         return not self._all(
@@ -691,10 +699,18 @@ _ENTRY = (
 
 
 def source_of(header: str) -> Source:
+    """Raises ValueError, TypeError, KeyError or AttributeError if no item can be made of it."""
     fields = json.loads(header)
     fields["tags"] = tuple(fields["tags"])
     fields["metadata"] = tuple((key, value) for key, value in fields["metadata"])
-    return Source(**fields)
+    source = Source(**fields)
+    texts = [source.url, source.credential, source.bank, source.session, source.context]
+    texts += source.tags + tuple(text for pair in source.metadata for text in pair)
+    if any(storable(text) != text for text in texts):
+        raise ValueError("a source's texts")
+    if source.observation_scopes:
+        json.loads(source.observation_scopes)
+    return source
 
 
 def _numbered_source(number: int, header: str) -> tuple[int, Source]:

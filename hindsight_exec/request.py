@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from types import SimpleNamespace
 
-    import aiohttp
 
 __all__ = ["Request", "Server", "import_aiohttp"]
 

@@ -23,6 +23,7 @@ from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
 from .executor import DrainingExecutor, call_at_exit
 from .loop import background_loop
 from .outbox import Outbox
+from .request import import_aiohttp
 from .salvage import salvage
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class Shared:
     # --- what the delivery asks for ---------------------------------------
 
     def _lease(self, url: str, key: str) -> Lease:
+        import_aiohttp()  # here, on the worker, and not on the loop
         return lease(url, key, self.settings.timeout)
 
     def _key(self, credential: str, url: str) -> Optional[str]:

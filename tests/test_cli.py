@@ -453,7 +453,10 @@ def test_flush_delivers_what_ended_processes_left(cli: Cli, tmp_path: Path) -> N
     server.start()
     try:
         done = cli("flush")
-        assert (done.status, done.out) == (0, "nothing waits\n"), done.err
+        assert done.status == 0, done.err
+        assert done.out.startswith("nothing waits")  # though the server may still process it
+        # Asked about until it is processed, which nobody need wait for.
+        assert cli("flush").status == 0
         assert stored(server.url) == {"s": texts(range(30)), "t": texts(range(5))}
         assert cli("flush", "--json").json["waiting"] == 0
         assert cli("status", "--json").json["waiting"] == 0

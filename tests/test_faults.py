@@ -98,9 +98,9 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(point)], check=True)
 
 
-def wait_for(condition: Callable[[], Any]) -> None:
+def wait_for(condition: Callable[[], Any], seconds: int = 100) -> None:
     patience = threading.Event()
-    for _ in range(1000):
+    for _ in range(10 * seconds):
         if condition():
             return
         patience.wait(0.1)
@@ -228,7 +228,7 @@ def test_turns_given_after_the_folder_was_removed(
     )
     assert run(program, f"http://127.0.0.1:{server.url.rpartition(':')[2]}", str(state)).status == 0
     write(server.url, state)
-    wait_for(lambda: stored(server.url) == {"s": texts(range(1, 5))})
+    wait_for(lambda: stored(server.url) == {"s": texts(range(1, 5))}, 30)
 
 
 # --- damaged files ------------------------------------------------------------
@@ -469,9 +469,9 @@ def test_files_that_are_none_of_ours(server: Serving, state: Path, write: Any, c
 # --- the clock ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [0.5, 1.0, 4e9, 2.5e11])
+@pytest.mark.parametrize("at", [0.5, 1.0, 4e9, 8e9])
 def test_a_clock_that_is_wrong(run: Any, state: Path, server: Serving, at: float) -> None:
-    """With a clock in 1970, 2096 or 9892 turns arrive as with any other."""
+    """With a clock in 1970, 2096 or 2223 turns arrive as with any other."""
     program = GIVE + (
         f"time.time = lambda: {at}\n"
         "writer = make()\n"
@@ -524,7 +524,7 @@ def adopt_many(count: int, server: Serving, state: Path, write: Any, caplog: Any
     writer = write(server.url, state)
     writer.put(turn(0), session="alive")
     assert writer.flush(60)
-    wait_for(all_gone)
+    wait_for(all_gone, 60 + count)
     assert writer.close()
     found = stored(server.url)
     assert found.pop("alive") == texts([0])
@@ -539,6 +539,7 @@ def test_many_orphans(server: Serving, state: Path, write: Any, caplog: Any) -> 
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3000)
 def test_two_thousand_orphans(server: Serving, state: Path, write: Any, caplog: Any) -> None:
     """So are two thousand."""
     adopt_many(2000, server, state, write, caplog)

@@ -351,10 +351,11 @@ def test_what_still_runs_at_exit_is_cancelled():
         "loop.add_closer(lambda: asyncio.sleep(3600))",
         "loop.add_closer(lambda: 1 / 0)",
         "asyncio.ensure_future(lookups())",
+        "asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)",
     ],
 )
 def test_nothing_holds_the_loop_open(job):
-    """A blocked loop, a stubborn task, a closer that hangs, lookups without end: exit is quiet."""
+    """A blocked loop, a stubborn task, lookups that hang or never end: exit is quiet."""
     program(
         f"""
         started = threading.Event()

@@ -26,6 +26,7 @@ from typing import (
     Optional,
     Sequence,
     Set,
+    Tuple,
     TypeVar,
 )
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["HindsightMemoryProvider"]
 
 T = TypeVar("T")
+_Parts = Tuple[Optional[Recall], Optional[RetainWriter], Optional[Connection]]
+_NOTHING: _Parts = (None, None, None)
 
 logger = logging.getLogger("hindsight_exec")
 
@@ -116,7 +119,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             self._warn(kwargs.get("warning_callback"), missing)
             return
         with self._lock:
-            before, old = self._connection, (None, None, None)
+            before, old = self._connection, _NOTHING
             if self._closed or (before is not None and before.settings != settings):
                 # Taken up again, perhaps with another server: what there was is not for it.
                 old = (self._recall, self._writer, before)
@@ -128,7 +131,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
                 self._writer = RetainWriter(
                     settings, state=setup.state_of(self._home), on_trouble=weakly(self._tell)
                 )
-        _close(*old)
+        _close(old)
         if self._primary:
             connection.apply_missions(self._bank)
         if settings.memory_mode != "tools" or settings.auto_retain:
@@ -208,8 +211,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
             if self._closed:
                 return
             self._closed = True
-            writer, recall, connection = self._writer, self._recall, self._connection
-        _close(recall, writer, connection)
+            parts = (self._recall, self._writer, self._connection)
+        _close(parts)
 
     # -- turns -----------------------------------------------------------------
 
@@ -437,13 +440,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
                 logger.debug("the host could not show a warning", exc_info=True)
 
 
-def _close(
-    recall: Optional[Recall], writer: Optional[RetainWriter], connection: Optional[Connection]
-) -> None:
-    """Closes them in the order in which they need each other. Idempotent."""
-    if recall is not None:
-        recall.close()
-    if writer is not None:
-        writer.close()
-    if connection is not None:
-        connection.close()
+def _close(parts: _Parts) -> None:
+    """Closes them in the order in which they need each other."""
+    for part in parts:
+        if part is not None:
+            part.close()

@@ -162,8 +162,9 @@ def test_a_forked_child(run, hindsight, home):
     configure(home, api_url=hindsight.url)
     ended = run(
         """
-        import os, sys
+        import os, sys, warnings
         from hindsight_exec.hermes import HindsightMemoryProvider
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads
         provider = HindsightMemoryProvider()
         provider.initialize("s", hermes_home=sys.argv[1], agent_context="primary")
         def talk(name):
