@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,9 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_the_configuration_reference_is_current() -> None:
+    """The page is what its program writes from `Settings`."""
+    page = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]
+    assert page() == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
