@@ -20,8 +20,9 @@ from typing import Any, Callable
 import pytest
 from serving import Serving, documents, free_port, stored, texts, turn
 
-from hindsight_exec import spool, turns
+from hindsight_exec import delivery, spool, turns
 from hindsight_exec.config import Settings
+from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.outbox import SCHEMA_VERSION, Outbox
 from hindsight_exec.writer import RetainWriter
 
@@ -120,8 +121,8 @@ def errors(caplog: Any) -> list[str]:
 
 def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
     """With a full disk turns go through memory, told once; with room again all are delivered."""
-    folder = mounted("size=500k")
-    (folder / "ballast").write_bytes(b"x" * 200_000)
+    folder = mounted("size=3m")
+    (folder / "ballast").write_bytes(b"x" * 2_700_000)
     port = free_port()
     trouble: list[str] = []
     writer = write(f"http://127.0.0.1:{port}", folder / "state", on_trouble=trouble.append)
@@ -139,6 +140,39 @@ def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
     finally:
         serving.close()
     assert left(folder / "state") == []
+
+
+STEPS = [
+    "source", "destinations", "held_turns", "close_documents", "count_held", "ready",
+    "make_batch", "items", "note", "turns_of", "complete", "vacuum", "is_empty",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_fails_for_a_while(
+    server: Serving, state: Path, write: Any, monkeypatch: Any, step: str, times: int
+) -> None:
+    """Whatever step of the delivery the disk refuses, it is done later, and nothing waits."""
+    monkeypatch.setattr(delivery, "_DISK_PAUSE", 0.05)
+    whole = getattr(Outbox, step)
+    failures = iter(range(times))
+
+    def fail(self: Outbox, *arguments: Any) -> Any:
+        if next(failures, None) is not None:
+            raise OutboxUnavailable("disk I/O error")
+        return whole(self, *arguments)
+
+    writer = write(server.url, state)
+    monkeypatch.setattr(Outbox, step, fail)
+    for number in range(5):
+        writer.put(turn(number), session="s")
+    writer.put(turn(5), session="s", immediate=True)
+    for _ in range(100):
+        if writer.flush(1, completed=True):
+            break
+    assert writer.close()
+    assert sorted(stored(server.url)["s"]) == sorted(texts(range(6)))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on file sizes")

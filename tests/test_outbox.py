@@ -148,7 +148,10 @@ def test_interrupted_at_random(path: Path, run: Any) -> None:
             pass
 
         def interrupt(*_):
-            raise Interrupted
+            global allowed
+            if allowed:
+                allowed = False
+                raise Interrupted
 
         signal.signal(signal.SIGUSR1, interrupt)
         main, done = threading.main_thread().ident, threading.Event()
@@ -159,7 +162,7 @@ def test_interrupted_at_random(path: Path, run: Any) -> None:
                 if allowed:
                     signal.pthread_kill(main, signal.SIGUSR1)
 
-        thread = threading.Thread(target=disturb)
+        thread = threading.Thread(target=disturb, daemon=True)
         thread.start()
         kept = []
         for number in range(1500):
@@ -704,6 +707,20 @@ def test_modes(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(modes) == 5  # the database, its log and index, its lock, the folder's
     assert set(modes.values()) == {0o600}
+
+
+def test_whether_the_file_is_there(box: Outbox, path: Path) -> None:
+    """An outbox knows that its file was removed or replaced; it works on all the same."""
+    assert box.is_there()
+    moved = path.rename(path.with_name("moved"))
+    assert not box.is_there()
+    box.put(source(), turn(1))
+    path.touch()
+    assert not box.is_there()
+    moved.replace(path)
+    assert box.is_there()
+    with closing(Outbox(None)) as memory:
+        assert memory.is_there()
 
 
 # --- damage -------------------------------------------------------------------

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
@@ -25,6 +26,9 @@ INTERRUPTED = 130
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
+# Control characters but tab and line feed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 # Seconds between lines of progress where there is no bar.
 _LINE_EVERY = 3.0
 
@@ -36,7 +40,7 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """Write a line beside the result: to standard error."""
-    print(f"hindsight-exec: {text}", file=sys.stderr)
+    print(f"hindsight-exec: {plain(text)}", file=sys.stderr)
 
 
 def say_json(value: Any) -> None:
@@ -73,6 +77,11 @@ def is_rich() -> bool:
 
 def coloured(text: str, colour: str) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if is_rich() else text
+
+
+def plain(text: str) -> str:
+    """Text that somebody else wrote, without what would steer a terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def counted(number: int, noun: str) -> str:

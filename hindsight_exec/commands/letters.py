@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator
 from hindsight_exec import spool
 from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.outbox import Outbox
+from hindsight_exec.turns import identifier
 
-from .console import OK, UNDONE, counted, duration, note, say, say_json, table
+from .console import OK, UNDONE, counted, duration, note, plain, say, say_json, table
 from .where import folders
 
 if TYPE_CHECKING:
@@ -76,7 +77,15 @@ def _list(args: argparse.Namespace, none: str, states: tuple[str, ...]) -> int:
             told = row["error"] or _first_words(row["content"])
             turns = str(row["turns"])
             rows.append(
-                (entry.name, row["state"], age, turns, row["bank"], row["session"], _cut(told))
+                (
+                    entry.name,
+                    row["state"],
+                    age,
+                    turns,
+                    row["bank"],
+                    _cut(row["session"]),
+                    _cut(told),
+                )
             )
         table(rows, right=(2, 3))
     return OK
@@ -90,13 +99,13 @@ def outbox_show(args: argparse.Namespace) -> int:
     row = entry.row
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["given_at"]))
     say(f"{entry.name}: {row['state']}, {counted(row['turns'], 'turn')} given at {at}")
-    say(f"to {row['url']}, bank {row['bank']}, session {row['session']}")
+    say(f"to {row['url']}, bank {row['bank']}, session {plain(row['session'])}")
     for name, label in (("document_id", "document"), ("error", "error")):
         if row[name]:
-            say(f"{label} {row[name]}")
+            say(f"{label} {plain(row[name])}")
     for message in _messages(row["content"]):
         say()
-        say(message)
+        say(plain(message))
     return OK
 
 
@@ -106,16 +115,17 @@ def outbox_purge(args: argparse.Namespace) -> int:
     what = f"session {args.session!r}" if args.session else "all sessions"
     if not _agreed(args, f"Erase what waits and what is dead of {what}, for good?"):
         return UNDONE
+    session = identifier(args.session) if args.session else None
     erased = 0
     missed = []
     for folder in places:
         for path in spool.files(folder):
             try:
-                erased += _owned(path, lambda outbox: outbox.purge(args.session))
+                erased += _owned(path, lambda outbox: outbox.purge(session))
             except HindsightExecError as error:
                 missed.append(str(error))
         aside = spool.aside(folder)
-        if aside and args.session is None:
+        if aside and session is None:
             for path in aside:
                 for name in (path, path.with_name(f"{path.name}-wal")):
                     with contextlib.suppress(FileNotFoundError):
@@ -219,5 +229,5 @@ def _first_words(content: str) -> str:
 
 
 def _cut(text: str) -> str:
-    text = re.sub(r"\s+", " ", text)
+    text = plain(re.sub(r"\s+", " ", text))
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

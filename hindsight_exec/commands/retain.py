@@ -129,6 +129,7 @@ class _Retain:
         return self._finish(arrived=arrived)
 
     def _give(self, file: BinaryIO, progress: Progress) -> None:
+        looked = time.monotonic()
         for turn in read_transcript(file, self._report):
             messages = turn.messages(
                 datetime.now(timezone.utc),
@@ -150,7 +151,9 @@ class _Retain:
                 except OutboxFull:
                     self._writer.flush()  # the server takes more than the disk does
             self._given += 1
-            progress.update(self._stored, self._given)
+            if time.monotonic() - looked > _LOOK:  # to count is not for nothing
+                looked = time.monotonic()
+                progress.update(self._stored, self._given)
 
     def _report(self, line: int, reason: str) -> None:
         self._bad.append({"line": line, "reason": reason})

@@ -20,6 +20,7 @@ from .console import (
     counted,
     duration,
     note,
+    plain,
     say,
     say_json,
     without_warnings,
@@ -151,7 +152,7 @@ def _show(folder: Path, files: list[File]) -> None:
         dead = coloured(f"{dead}: {reasons}", "red") + " → hindsight-exec dead list"
     say(f"  dead      {dead}")
     if total.last_error:
-        say(f"  last error  {total.last_error}")
+        say(f"  last error  {plain(total.last_error)}")
     for file in files:
         if file.problem:
             say(coloured(f"  unreadable  {file.problem}", "red"))

@@ -88,7 +88,7 @@ class Identity:
         return noted
 
 
-_warned = set()
+_warned: set[str] = set()
 
 
 def _warn_template(template: str, bank: str) -> None:

@@ -203,6 +203,9 @@ class Hindsight:
 
 
 def configure(home: Path, **values: Any) -> None:
+    """Writes config.json, at once: a worker may be reading it."""
     path = home / "hindsight" / "config.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"mode": "local_external", **values}), encoding="utf-8")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"mode": "local_external", **values}), encoding="utf-8")
+    new.replace(path)

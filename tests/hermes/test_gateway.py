@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
-import tracemalloc
 from pathlib import Path
+
+import pytest
 
 from hindsight_exec.hermes import HindsightMemoryProvider
 
 from .recording import configure
+
+tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
 
 CHATS = 300
 

@@ -35,7 +35,7 @@ MODULES = [
     "hindsight_api.extensions",
     "hindsight_api.extensions.builtin.tenant",
     "hindsight_api.migrations",
-    "hindsight_api.worker",
+    "hindsight_api.worker.main",
     "hindsight_api.engine.providers.none_llm",
     "hindsight_api.engine.providers.openai_compatible_llm",
     "alembic.command",
@@ -131,6 +131,20 @@ class Keeper:
         rows: list[dict[str, Any]] = json.loads(text)
         return rows
 
+    def admin(self, environment: dict[str, str], arguments: list[str]) -> str:
+        """Run hindsight-admin; what it says."""
+        program = Path(sys.executable).with_name("hindsight-admin")
+        done = subprocess.run(
+            [str(program), *arguments],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+        )
+        return str(done.stdout)
+
     def spawn(self, program: str, environment: dict[str, str], log: str) -> int:
         """Fork a process of the server; its process id."""
         return self._fork(lambda: serve(program, environment), log)
@@ -199,7 +213,9 @@ def serve(program: str, environment: dict[str, str]) -> None:
     import hindsight_api.config
 
     hindsight_api.config.clear_config_cache()
-    sys.argv = [f"hindsight-{program}"]
+    # A worker, unlike the API, has no variable for where its health is asked for.
+    host = ["--http-host", "127.0.0.1"] if program == "worker" else []
+    sys.argv = [f"hindsight-{program}", *host]
     module = "hindsight_api.main" if program == "api" else "hindsight_api.worker.main"
     importlib.import_module(module).main()
 

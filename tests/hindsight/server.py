@@ -217,9 +217,12 @@ class Hindsight:
         api_key: Optional[str] = None,
         beside: Optional[Server] = None,
         port: int = 0,
+        program: str = "api",
         **settings: object,
     ) -> Server:
         """A server that is not started yet, on a database of its own, or on that of another.
+
+        The program "api" has a worker in it unless `worker_enabled` is false, "worker" is one alone.
 
         `settings` are Hindsight's own, without their prefix and in lower case.
         """
@@ -246,11 +249,11 @@ class Hindsight:
             )
         environment.update({f"HINDSIGHT_API_{k.upper()}": str(v) for k, v in settings.items()})
         database = beside.database if beside else self.ask("database", name=name)
-        return Server(self, name, database, environment, port or free_port())
+        return Server(self, name, program, database, environment, port or free_port())
 
 
 class Server:
-    """One API process with its worker: started, stopped and killed as often as a test needs.
+    """One process of Hindsight: started, stopped and killed as often as a test needs.
 
     `url` stays the same. What it says is in `log`.
     """
@@ -259,12 +262,14 @@ class Server:
         self,
         hindsight: Hindsight,
         name: str,
+        program: str,
         database: str,
         environment: dict[str, str],
         port: int,
     ) -> None:
         self.hindsight = hindsight
         self.name = name
+        self.program = program
         self.database = database
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -273,7 +278,9 @@ class Server:
         self._environment = {
             **environment,
             "HINDSIGHT_API_DATABASE_URL": database,
-            "HINDSIGHT_API_PORT": str(port),
+            ("HINDSIGHT_API_PORT" if program == "api" else "HINDSIGHT_API_WORKER_HTTP_PORT"): str(
+                port
+            ),
         }
 
     def __enter__(self) -> Server:
@@ -293,7 +300,7 @@ class Server:
         changed = {f"HINDSIGHT_API_{k.upper()}": str(v) for k, v in settings.items()}
         self._environment.update(changed)
         self.pid = self.hindsight.ask(
-            "spawn", program="api", environment=self._environment, log=str(self.log)
+            "spawn", program=self.program, environment=self._environment, log=str(self.log)
         )
         if wait:
             self.wait_until_healthy()
@@ -342,6 +349,11 @@ class Server:
         name = self.database.rpartition("/")[2]
         rows: list[dict[str, Any]] = self.hindsight.ask("sql", database=name, query=query)
         return rows
+
+    def admin(self, *arguments: str) -> str:
+        """Run hindsight-admin on its database; what it says."""
+        said: str = self.hindsight.ask("admin", environment=self._environment, arguments=arguments)
+        return said
 
     def version(self) -> tuple[int, ...]:
         answer = request("GET", f"{self.url}/version")[1]

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from typing import Any, Callable
+from typing import Callable
 
 import pytest
 

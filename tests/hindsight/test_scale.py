@@ -8,7 +8,7 @@ import pytest
 
 from .host import Host, check
 from .proxy import Proxy
-from .server import Hindsight, Server, eventually
+from .server import STORED, Hindsight, Server, eventually
 
 pytestmark = pytest.mark.hindsight
 
@@ -36,3 +36,46 @@ def test_hosts_write_through_replicas(
             program.end(300)
             assert program.said("flushed") == ["True"]
         check(first, bank, [program.given for program in programs])
+
+
+@pytest.mark.soak
+def test_workers_of_their_own(
+    hindsight: Hindsight, bank: str, new_host: Callable[..., Host]
+) -> None:
+    """An API process that only answers, and two workers beside it, one killed and started anew."""
+    with hindsight.server(worker_enabled=False) as api:
+        second = hindsight.server(program="worker", beside=api)
+        with hindsight.server(program="worker", beside=api) as first, second:
+            given = []
+            for number in range(5):
+                shot = first.aim(STORED)
+                host = new_host(api.url, bank)
+                program = host.give(f"s{number}", turns=60, pause=0.01, then="flush", seconds=100)
+                assert shot.hit()
+                first.start()
+                program.end()
+                assert program.said("flushed") == ["True"]
+                given.append(program.given)
+            check(api, bank, given)
+
+
+@pytest.mark.soak
+def test_worker_that_never_comes_back(
+    hindsight: Hindsight, bank: str, new_host: Callable[..., Host]
+) -> None:
+    """What a worker had in hand when it died for good waits, until it is taken from its name."""
+    with hindsight.server() as server:
+        shot = server.aim(STORED)
+        host = new_host(server.url, bank)
+        program = host.give("s", turns=20, then="flush", seconds=20)
+        assert shot.hit()
+        server.start(worker_id="another-name")
+        program.end()
+        assert program.said("flushed") == ["False"]
+        assert server.sql("SELECT status FROM async_operations WHERE status = 'processing'")
+        assert len(host.files()) == 1
+
+        server.admin("decommission-worker", server.name, "--yes")
+        host.deliver()
+        assert host.files() == []
+        check(server, bank, [program.given])

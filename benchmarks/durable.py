@@ -1,0 +1,179 @@
+"""What a turn costs the caller until it is on disk, beside queues that keep theirs in SQLite.
+
+All write the same bytes in WAL mode on the same disk, at the same ``synchronous``.  Ours runs
+with its worker, which makes documents of the turns meanwhile and asks a server that is down.
+Tight: one turn after the other. Paced: one every ten milliseconds; people talk more slowly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+from hindsight_exec import RetainWriter, Settings
+from hindsight_exec.turns import turn
+
+from .exits import free_port
+from .measure import OURS, Figures, Result, Row, quantile, rows, side_by_side, versions
+
+REFERENCE = "raw INSERT (the limit)"
+SIZES = {"1 KiB": 1 << 10, "100 KiB": 100 << 10}
+
+#: Turns in a run, tight and paced, and the seconds between paced ones.
+TIGHT, PACED, PACE = 30, 20, 0.01
+
+#: Seconds before a run in which our worker ends what it does with the turns of the run before: it
+#: is in the same process, and would be measured with the others.
+SETTLE = 0.1
+
+Put = Callable[[list[dict[str, str]], str], object]  # the messages, and their JSON
+
+
+def messages(size: int) -> list[dict[str, str]]:
+    """A turn whose two messages have ``size`` bytes as JSON, together."""
+    made = [{"role": role, "content": ""} for role in ("user", "assistant")]
+    rest = size - len(turn(made, given_at=0, index=1).payload)
+    made[0]["content"] = "a word " * (rest // 14)
+    made[1]["content"] = "b" * (rest - len(made[0]["content"]))
+    return made
+
+
+def _figures(put: Put, size: int) -> Figures:
+    given = messages(size)
+    text = json.dumps(given)
+    time.sleep(SETTLE)
+    tight = [_time(put, given, text) for _ in range(TIGHT)]
+    paced = []
+    for _ in range(PACED):
+        time.sleep(PACE)
+        paced.append(_time(put, given, text))
+    return {
+        "tight, p50": quantile(tight, 0.5) / 1e3,
+        "tight, p99": quantile(tight, 0.99) / 1e3,
+        "paced, p50": quantile(paced, 0.5) / 1e3,
+        "paced, p99": quantile(paced, 0.99) / 1e3,
+    }
+
+
+def _time(put: Put, given: list[dict[str, str]], text: str) -> int:
+    start = time.perf_counter_ns()
+    put(given, text)
+    return time.perf_counter_ns() - start
+
+
+@contextlib.contextmanager
+def ours(folder: Path, synchronous: str) -> Iterator[Put]:
+    settings = Settings(
+        mode="local_external",
+        api_url=f"http://127.0.0.1:{free_port()}",
+        bank_id="bench",
+        durability=synchronous.lower(),
+        drain_timeout=0,
+    )
+    writer = RetainWriter(settings, state=folder)
+    writer.put(messages(100), session="first", immediate=True)
+    while not writer.counters().last_error:  # until it knows that the server is down
+        time.sleep(0.01)
+    yield lambda given, _text: writer.put(given, session="s")
+    writer.close(0)
+
+
+@contextlib.contextmanager
+def raw(folder: Path, synchronous: str) -> Iterator[Put]:
+    db = sqlite3.connect(folder / "raw.db", isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    db.execute("CREATE TABLE turns (id INTEGER PRIMARY KEY, payload TEXT NOT NULL)")
+    yield lambda _given, text: db.execute("INSERT INTO turns (payload) VALUES (?)", (text,))
+    db.close()
+
+
+@contextlib.contextmanager
+def _persist_queue(folder: Path, _synchronous: str) -> Iterator[Put]:
+    from persistqueue import SQLiteAckQueue
+
+    queue = SQLiteAckQueue(str(folder), multithreading=True)
+    yield lambda _given, text: queue.put(text)
+    queue.close()
+
+
+@contextlib.contextmanager
+def _litequeue(folder: Path, synchronous: str) -> Iterator[Put]:
+    from litequeue import LiteQueue
+
+    queue = LiteQueue(folder / "queue.db")
+    queue.conn.execute(f"PRAGMA synchronous = {synchronous}")
+    yield lambda _given, text: queue.put(text)
+    queue.close()
+
+
+@contextlib.contextmanager
+def _huey(folder: Path, synchronous: str) -> Iterator[Put]:
+    from huey import SqliteHuey
+
+    huey = SqliteHuey("bench", filename=str(folder / "huey.db"), fsync=synchronous == "FULL")
+    task: Any = huey.task()(len)
+    yield lambda _given, text: task(text)
+    huey.storage.close()
+
+
+@contextlib.contextmanager
+def _diskcache(folder: Path, synchronous: str) -> Iterator[Put]:
+    from diskcache import Cache
+
+    # By default it keeps 100 KiB in a file beside, which it does not sync.
+    level = 2 if synchronous == "FULL" else 1
+    with Cache(str(folder), sqlite_synchronous=level, disk_min_file_size=1 << 20) as cache:
+        yield lambda _given, text: cache.push(text)
+
+
+_PEERS = {
+    REFERENCE: raw,
+    OURS: ours,
+    "persist-queue": _persist_queue,
+    "litequeue": _litequeue,
+    "huey": _huey,
+    "diskcache": _diskcache,
+}
+#: What a peer cannot do at NORMAL, where it is marked or left out.
+_AT_NORMAL = {"huey": "huey (syncs nothing)", "persist-queue": ""}
+
+
+def run(*, rounds: int = 9) -> Result:
+    every: list[Row] = []
+    for synchronous in ("FULL", "NORMAL"):
+        names = {name: name for name in _PEERS}
+        if synchronous == "NORMAL":
+            names.update(_AT_NORMAL)
+        for size_name, size in SIZES.items():
+            with contextlib.ExitStack() as stack:
+                contestants = {}
+                for name, peer in _PEERS.items():
+                    if names[name]:
+                        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                        put = stack.enter_context(peer(folder, synchronous))
+                        contestants[names[name]] = partial(_figures, put, size)
+                taken = side_by_side(contestants, rounds=rounds)
+            for row in rows(taken, REFERENCE):
+                row.line = f"{synchronous}, {size_name}, {row.line}"
+                every.append(row)
+    result = Result(
+        "durable",
+        "A turn until it is on disk",
+        "µs",
+        REFERENCE,
+        every,
+        rounds=rounds,
+        versions=versions("persist-queue", "litequeue", "huey", "diskcache"),
+    )
+    for size_name in SIZES:
+        for pace in ("tight", "paced"):
+            line = f"FULL, {size_name}, {pace}, p50"
+            result.aim("at most 1.3 x the raw INSERT", line, 1.3)
+    return result

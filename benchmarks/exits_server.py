@@ -1,0 +1,43 @@
+"""The server of the exits: each request takes a while, and it counts the turns that arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections import defaultdict
+from typing import Any
+
+from aiohttp import web
+
+from hindsight_exec.server import create_app
+
+_turns: defaultdict[str, set[str]] = defaultdict(set)
+_requests: defaultdict[str, int] = defaultdict(int)
+
+
+@web.middleware
+async def _count(request: web.Request, handler: Any) -> web.StreamResponse:
+    if request.path.startswith("/delivered/"):  # without the latency of the others
+        bank = request.path.rpartition("/")[2]
+        return web.json_response({"turns": len(_turns[bank]), "requests": _requests[bank]})
+    answer: web.StreamResponse = await handler(request)
+    if request.method == "POST" and answer.status < 300:
+        bank = request.path.split("/banks/")[1].split("/")[0]
+        _turns[bank].update(re.findall(r"turn-\d+", await request.text()))
+        _requests[bank] += 1
+    return answer
+
+
+async def main() -> None:
+    app = create_app(None, latency=float(sys.argv[1]))
+    app.middlewares.insert(0, _count)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

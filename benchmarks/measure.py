@@ -1,0 +1,168 @@
+"""Measuring side by side on a noisy machine.
+
+Contestants take turns (A B C, A B C, …), and what counts is the ratio to the
+reference within a round: a busy minute then slows both sides of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, Mapping, Optional, Sequence
+
+from . import chart
+
+RESULTS = Path(__file__).parent / "results"
+
+#: The name that our side has in every result.
+OURS = "hindsight-exec"
+
+#: What one run of a contestant measured: a figure for each line of the result.
+Figures = Mapping[str, float]
+
+
+@dataclass
+class Row:
+    """A contestant on one line, over all rounds; ``low`` and ``high`` are the extremes.
+
+    ``ratio`` is the median of the ratios to the reference, round by round;
+    None where there is no reference, or the figure is no cost.
+    """
+
+    line: str
+    name: str
+    median: float
+    low: float
+    high: float
+    ratio: Optional[float] = None
+    ratio_low: Optional[float] = None
+    ratio_high: Optional[float] = None
+
+
+@dataclass
+class Goal:
+    """What was aimed at, and what came out."""
+
+    text: str
+    met: bool
+    measured: str
+
+
+@dataclass
+class Result:
+    """A benchmark's outcome, as it is written to ``results/``."""
+
+    benchmark: str
+    title: str
+    unit: str
+    reference: str
+    rows: list[Row]
+    goals: list[Goal] = field(default_factory=list)
+    rounds: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def row(self, line: str, name: str = OURS) -> Row:
+        return next(row for row in self.rows if (row.line, row.name) == (line, name))
+
+    def aim(self, text: str, line: str, bound: float, name: str = OURS) -> None:
+        """Add the goal that the ratio on a line is at most ``bound``."""
+        ratio = self.row(line, name).ratio
+        assert ratio is not None
+        self.goals.append(Goal(f"{line}: {text}", ratio <= bound, f"{ratio:.2f}"))
+
+    def write(self, label: str = "") -> None:
+        RESULTS.mkdir(exist_ok=True)
+        stem = f"{self.benchmark}-{label}" if label else self.benchmark
+        text = json.dumps(asdict(self), indent=1)
+        (RESULTS / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+        bars: dict[str, list[chart.Bar]] = {}
+        for row in self.rows:
+            bar = chart.Bar(row.name, row.median, row.low, row.high, row.ratio, row.name == OURS)
+            bars.setdefault(row.line, []).append(bar)
+        svg = chart.draw(self.title, self.unit, bars)
+        (RESULTS / f"{stem}.svg").write_text(svg, encoding="utf-8")
+
+    def show(self) -> None:
+        print(f"\n{self.title} ({self.unit}; median of {self.rounds}, lowest … highest)")
+        line = ""
+        for row in self.rows:
+            if row.line != line:
+                line = row.line
+                print(f"  {line}")
+            ratio = "" if row.ratio is None else f"{row.ratio:8.2f} x"
+            if row.ratio_low is not None:
+                ratio += f" ({row.ratio_low:.2f} … {row.ratio_high:.2f})"
+            spread = f"{row.low:.4g} … {row.high:.4g}"
+            print(f"    {row.name:32}{row.median:10.4g}   {spread:22}{ratio}")
+        for goal in self.goals:
+            print(f"  {'met ' if goal.met else 'MISSED'} {goal.text}: {goal.measured}")
+
+
+def side_by_side(
+    contestants: Mapping[str, Callable[[], Figures]], *, rounds: int
+) -> dict[str, list[Figures]]:
+    """Run them in turn; a first, uncounted round warms up what is warmed up once.
+
+    Each round begins with another one, so that none always follows the same.
+    """
+    taken: dict[str, list[Figures]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        first = number % len(contestants)
+        names = [*contestants][first:] + [*contestants][:first]
+        for name in names:
+            figures = contestants[name]()
+            if number:
+                taken[name].append(figures)
+    return taken
+
+
+def rows(
+    taken: Mapping[str, Sequence[Figures]], reference: str = "", lines: Iterable[str] = ()
+) -> list[Row]:
+    """The rows of a result, line by line; ``lines`` are all that were measured by default."""
+    lines = list(lines) or list(next(iter(taken.values()))[0])
+    made = []
+    for line in lines:
+        for name, rounds in taken.items():
+            if line not in rounds[0]:
+                continue
+            values = [figures[line] for figures in rounds]
+            row = Row(line, name, statistics.median(values), min(values), max(values))
+            if reference:
+                base = [figures[line] for figures in taken[reference]]
+                ratios = [mine / other for mine, other in zip(values, base)]
+                row.ratio = statistics.median(ratios)
+                row.ratio_low, row.ratio_high = min(ratios), max(ratios)
+            made.append(row)
+    return made
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of them lies (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What was measured, and on what."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "sqlite": sqlite3.sqlite_version,
+        **{name: version(name) for name in ("hindsight-exec", *packages)},
+    }
+
+
+def environment() -> dict[str, str]:
+    """Variables for children: ours, but nothing that changes how Python runs or where we write."""
+    dropped = ("PYTHON", "HINDSIGHT")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -1,0 +1,83 @@
+"""Ratios to the standard library in the same run: they catch a loss, and measure nothing.
+
+`benchmarks/` measures. The limits here are well above what was measured, and a noisy moment gets
+two more chances.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from hindsight_exec import DrainingExecutor, Outbox
+from hindsight_exec.turns import source, turn
+
+
+def _median(action: Callable[[], object], count: int) -> float:
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        action()
+        taken.append(time.perf_counter_ns() - start)
+    return statistics.median(taken)
+
+
+def _least_ratio(ratio: Callable[[], float], limit: float) -> float:
+    """The least of up to three medians of five: a loss shows in all of them."""
+    least = float("inf")
+    for _ in range(3):
+        least = min(least, statistics.median(ratio() for _ in range(5)))
+        if least <= limit:
+            break
+    return least
+
+
+def test_submit_costs_no_more_than_the_standard_librarys() -> None:
+    """Handing a job over takes at most one and a half times the standard library's time."""
+
+    def once(executor: Any) -> float:
+        with executor:
+            return _median(lambda: executor.submit(int), 2000)
+
+    def ratio() -> float:
+        return once(DrainingExecutor()) / once(ThreadPoolExecutor(1))
+
+    assert _least_ratio(ratio, 1.5) <= 1.5
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(tmp_path / "raw.db", isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("CREATE TABLE turns (id INTEGER PRIMARY KEY, payload TEXT NOT NULL)")
+    yield db
+    db.close()
+
+
+def test_keeping_a_turn_costs_a_small_multiple_of_an_insert(
+    tmp_path: Path, raw: sqlite3.Connection
+) -> None:
+    """Making a turn and keeping it takes at most eight times a raw INSERT of its bytes."""
+    messages = [{"role": role, "content": "of some words " * 36} for role in ("user", "assistant")]
+    where = source(url="http://127.0.0.1:1", credential="", bank="b", session="s")
+    text = turn(messages, given_at=1.0, index=1).payload
+    outbox = Outbox(tmp_path / "outbox.db", synchronous="NORMAL")
+
+    def ratio() -> float:
+        ours = _median(lambda: outbox.put(where, turn(messages, given_at=1.0, index=1)), 200)
+        return ours / _median(
+            lambda: raw.execute("INSERT INTO turns (payload) VALUES (?)", (text,)), 200
+        )
+
+    try:
+        assert _least_ratio(ratio, 8.0) <= 8.0
+    finally:
+        outbox.close()
