@@ -74,7 +74,7 @@ def _run(
 
 
 def _delivered(url: str, bank: str) -> int:
-    with urllib.request.urlopen(f"{url}/delivered/{bank}") as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(f"{url}/delivered/{bank}") as answer:
         return int(json.load(answer)["turns"])
 
 

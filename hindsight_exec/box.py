@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
+from .errors import OutboxUnavailable
 from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
 from .turns import document_id, document_item
 
@@ -180,18 +181,22 @@ class Box:
             return None
         # Before looking: a document that comes now puts it back.
         self.ready.discard(number)
-        found = self.outbox.ready(number, BATCH_ITEMS + 1)
-        count = first_batch([size for _, size in found])
-        full = count < len(found)
-        # Less than a full batch waits for the answer to the one before: under
-        # load documents then go together, and alone they go at once.
-        wait = not full and self.sending.get(number)
-        if full or wait:
+        try:
+            found = self.outbox.ready(number, BATCH_ITEMS + 1)
+            count = first_batch([size for _, size in found])
+            full = count < len(found)
+            # Less than a full batch waits for the answer to the one before: under
+            # load documents then go together, and alone they go at once.
+            wait = not full and self.sending.get(number)
+            if full or wait:
+                self.ready.add(number)
+            if wait or not count:
+                return None
+            documents = [document for document, _ in found[:count]]
+            return self.outbox.make_batch(number, documents, str(uuid.uuid4()))
+        except OutboxUnavailable:
             self.ready.add(number)
-        if wait or not count:
-            return None
-        documents = [document for document, _ in found[:count]]
-        return self.outbox.make_batch(number, documents, str(uuid.uuid4()))
+            raise
 
     def send_again(self, *batches: Batch) -> None:
         """Put batches of one destination back where they were: first."""

@@ -98,8 +98,10 @@ class Delivery:
         with self.progress:
             for box in self.boxes:
                 for number, held in list(box.holding.items()):
-                    if wanted is None or wanted(box.source(number)):
-                        held.ended = True
+                    try:
+                        held.ended |= wanted is None or wanted(box.source(number))
+                    except (OutboxUnavailable, ValueError):
+                        held.ended = True  # whose they are cannot be read: early does no harm
 
     def watch(self, watching: bool) -> None:
         """Somebody waits for completion (or no longer): ask for it often."""
@@ -155,7 +157,7 @@ class Delivery:
                         self.running = False
                         self.progress.notify_all()
                         return
-            self._wake.wait(None if due is None else max(0.0, due - time.monotonic()))
+            self._wake.wait(None if due is None else min(max(0.0, due - time.monotonic()), 3600.0))
 
     def _pass(self, now: float, closing: bool) -> Optional[float]:
         """Do all that is due; returns when the next thing is, None if nothing."""
@@ -175,6 +177,11 @@ class Delivery:
                 self._broken(box, error)
             except OutboxUnavailable as error:
                 self._disk_trouble(error)
+                due.append(now + _DISK_PAUSE)
+                continue
+            except Exception:
+                # It must not hold up the other boxes.
+                _logger.exception("%s cannot be delivered now", box.outbox.path or "memory")
                 due.append(now + _DISK_PAUSE)
                 continue
             if box.broken or (box.adopted and box.idle):
@@ -234,7 +241,7 @@ class Delivery:
 
         async def run() -> Any:
             assert lease is not None  # noqa: S101 - for the type: see Server.may_send
-            return await request(lease.client())
+            return await lease.use(request)
 
         future = background_loop().run(run())
         server.lane.in_flight += 1
@@ -297,7 +304,11 @@ class Delivery:
     def _send(self, server: Server, box: Box, batch: Batch) -> None:
         number = batch.destination
         bank = box.destination(number).bank
-        items = box.outbox.items(batch)
+        try:
+            items = box.outbox.items(batch)
+        except OutboxUnavailable:
+            box.send_again(batch)
+            raise
 
         def retain(client: HindsightClient) -> Awaitable[Any]:
             return client.retain(bank, items, asynchronous=True, operation_id=batch.operation_id)
@@ -364,7 +375,9 @@ class Delivery:
             polls, batch = box.next_poll(number)
             where = (destination.bank, batch.operation or batch.operation_id)
             if polls == _RETRY:
-                self._ask(server, box, _call("retry_operation", *where), self._retried, batch, polls)
+                self._ask(
+                    server, box, _call("retry_operation", *where), self._retried, batch, polls
+                )
             else:
                 self._ask(server, box, _call("operation", *where), self._polled, batch, polls)
         return [heap[0][0]] if heap else []
@@ -413,7 +426,12 @@ class Delivery:
             bank = box.destination(batch.destination).bank
             ids = box.outbox.document_ids(batch)
             self._ask(
-                server, box, lambda client: _stored(client, bank, ids), self._looked_up, batch, polls
+                server,
+                box,
+                lambda client: _stored(client, bank, ids),
+                self._looked_up,
+                batch,
+                polls,
             )
         else:
             self._poll_again(box, batch, polls + 1)
@@ -469,21 +487,22 @@ class Delivery:
     # --- adoption ---------------------------------------------------------
 
     def _adopt_more(self, now: float) -> None:
-        self._adopt_at = now + _ADOPT
-        # A few at a time; those that servers in trouble hold up do not count,
-        # so that they delay no other.
+        # A few at a time; those that wait, for completion or for servers in
+        # trouble, do not count, so that they delay no other.
         adopted = [box for box in self.boxes if box.adopted]
-        going = sum(not self._stuck(box) for box in adopted)
+        going = sum(not self._waits(box) for box in adopted)
         room = min(_ADOPTED - going, _ADOPTED_STUCK - len(adopted))
-        if room > 0:
-            boxes = self._adopt(room)
-            with self.progress:
-                self.boxes += boxes
+        if room <= 0:
+            return
+        boxes = self._adopt(room)
+        self._adopt_at = now if len(boxes) == room else now + _ADOPT
+        with self.progress:
+            self.boxes += boxes
 
-    def _stuck(self, box: Box) -> bool:
-        numbers = box.to_send()
-        return bool(numbers) and all(
-            self.servers.get(box.destination(number)).troubled for number in numbers
+    def _waits(self, box: Box) -> bool:
+        """Whether all that is left are polls, or sends to servers in trouble."""
+        return not (box.busy or box.holding) and all(
+            self.servers.get(box.destination(number)).troubled for number in box.to_send()
         )
 
 

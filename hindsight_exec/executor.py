@@ -370,9 +370,7 @@ class _Work:
                 timeout = min(timeout, threading.TIMEOUT_MAX)
             # A Condition, not Thread.join(): a join that Ctrl-C interrupts
             # marks the live thread as ended on 3.9 to 3.12.
-            return self.emptied.wait_for(
-                lambda: not any(wave.pending for wave in waves), timeout
-            )
+            return self.emptied.wait_for(lambda: not any(wave.pending for wave in waves), timeout)
 
     def close(self, message: str = _AFTER_EXIT, *, cancel: bool = False) -> None:
         """Refuse submissions; the first call tells ``on_closing``."""

@@ -32,7 +32,7 @@ __all__ = ["BackgroundLoop", "background_loop"]
 
 _logger = logging.getLogger("hindsight_exec")
 
-_RESOLVERS = 4  # lookups at once: as many names may hang and delay no other
+_RESOLVERS = 2  # lookups at once: one name may hang and delay no other
 _LOOKUP_AT_EXIT = 0.5  # seconds; by then nobody waits for a name any more
 _CLOSE_TIMEOUT = 2.0  # seconds for tasks and closers together
 

@@ -569,7 +569,7 @@ class Outbox:
     def is_there(self) -> bool:
         """Whether the file is still where it was, for another process to find."""
         try:
-            return self._file is None or os.path.samestat(os.stat(self._file[0]), self._file[1])
+            return self._file is None or os.path.samestat(os.stat(self._file[0]), self._file[1])  # noqa: PTH116 - a str, as it is on the hot path
         except OSError:
             return False
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     Share = list[tuple[Source, int]]  # turns of each source
 
 
-
 @dataclass
 class Counters:
     """What became of the turns given in this process, in turns.
@@ -90,9 +89,7 @@ class Progress(threading.Condition):
             for source, turns in share:
                 self.waiting[source] = self.waiting.get(source, 0) + turns
 
-    def buried(
-        self, share: Share, reason: str, detail: str, *, own: bool, accepted: bool
-    ) -> int:
+    def buried(self, share: Share, reason: str, detail: str, *, own: bool, accepted: bool) -> int:
         """They are dead letters now; returns how many turns."""
         total = sum(turns for _, turns in share)
         with self:

@@ -107,7 +107,8 @@ def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -
         before = made.fill
     if not best:
         return len(turns) if ended else 0
-    if ended or best_fill >= _WELL_FILLED or made.chars >= limit:
+    # Who wants documents smaller than a chunk does not want them filled.
+    if ended or best_fill >= _WELL_FILLED or made.chars >= limit or hold.chars < CHUNK:
         return best
     return 0
 

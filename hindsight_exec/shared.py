@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from . import spool
@@ -55,8 +56,9 @@ class Shared:
         # Guards the handles, the boxes and the turn numbers. Taken before an
         # outbox's lock and the delivery's, never inside them.
         self.lock = threading.RLock()
-        self.handles: set[RetainWriter] = set()
-        self.listeners: set[RetainWriter] = set()
+        # Weak: some hosts never close what they drop.
+        self.handles: weakref.WeakSet[RetainWriter] = weakref.WeakSet()
+        self.listeners: weakref.WeakSet[RetainWriter] = weakref.WeakSet()
         self.closed = False
         self.delivery = Delivery(
             lease=self._lease,
@@ -122,9 +124,10 @@ class Shared:
                 with self.delivery.progress:
                     self.delivery.progress.counters.refused += 1
                 raise
-            except OutboxCorrupt:
-                if box is None:
-                    raise
+            except OutboxCorrupt as error:
+                if box is None:  # a new file, and damaged
+                    spare = self._spare_box(error)
+                    return spare, put(spare.outbox)
                 self._broken(box)
             except OutboxUnavailable as error:
                 spare = self._spare_box(error)
@@ -156,10 +159,12 @@ class Shared:
 
     def _own_box(self) -> Box:
         box = self._own
-        if box is not None:
+        if box is not None and box.outbox.is_there():
             return box
         with self.lock:
-            if self._own is None:
+            if self._own is None or not self._own.outbox.is_there():
+                # A file that was removed is delivered from here, as far as this
+                # process gets; what is given now goes where the next finds it.
                 if self.settings.durability == "memory":
                     box = Box(Outbox(None), self.delivery.progress)
                 else:
@@ -374,7 +379,7 @@ class Shared:
         for box in self.delivery.boxes:
             with contextlib.suppress(OutboxUnavailable, ValueError):
                 waiting = box.outbox.summary().waiting
-                if box in claims:
+                if box in claims and box.outbox.is_there():
                     on_disk += waiting
                 else:
                     in_memory += waiting

@@ -201,9 +201,7 @@ class RetainWriter:
             counters.oldest_age = max(0.0, time.time() - oldest) if oldest else 0.0
         return counters
 
-    def deliver_all(
-        self, timeout: float, look: Optional[Callable[[int], object]] = None
-    ) -> bool:
+    def deliver_all(self, timeout: float, look: Optional[Callable[[int], object]] = None) -> bool:
         """Deliver what waits in the folder, whoever gave it, but for live processes' turns.
 
         Args:
@@ -337,5 +335,3 @@ class RetainWriter:
             self._sources = set()
             ours = self._shared = join(self)
         return ours
-
-

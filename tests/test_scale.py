@@ -79,8 +79,6 @@ def test_thousands_of_turns_wait(server: ServingProcess, tmp_path: Path, start: 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_a_hundred_thousand_turns_wait(
-    server: ServingProcess, tmp_path: Path, start: Any
-) -> None:
+def test_a_hundred_thousand_turns_wait(server: ServingProcess, tmp_path: Path, start: Any) -> None:
     """The same with a hundred thousand."""
     fill_and_deliver(100_000, 50, server, tmp_path / "state", start)

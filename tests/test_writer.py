@@ -483,7 +483,8 @@ def test_killed_right_after_put(start: Any, state: Path, server: Serving) -> Non
 def test_a_forked_child_gives_turns_of_its_own(run: Any, state: Path, server: Serving) -> None:
     """A child has its own file and worker; the parent's turns stay the parent's."""
     program = GIVE + (
-        "import os\n"
+        "import os, warnings\n"
+        "warnings.simplefilter('ignore')  # of forks beside threads, which is the point\n"
         "child = os.fork()\n"
         "say = lambda text: writer.put([{'role': 'user', 'content': text}], session='who')\n"
         "say('parent' if child else 'child')\n"
