@@ -19,6 +19,8 @@ from transcripts import made_transcript
 
 import hindsight_exec
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from pathlib import Path
 

@@ -26,6 +26,8 @@ from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.outbox import SCHEMA_VERSION, Outbox
 from hindsight_exec.writer import RetainWriter
 
+pytestmark = pytest.mark.slow
+
 IN_MEMORY = "Turns are kept in memory only"
 
 # A program that has a writer; `trouble` is what the user was told.

@@ -18,6 +18,8 @@ from serving import ServingProcess, stored
 from hindsight_exec.config import Settings
 from hindsight_exec.writer import RetainWriter
 
+pytestmark = pytest.mark.slow
+
 # Gives turns until it is killed, or so many; says of each that it was taken.
 GIVE = """\
 import sys

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from serving import ServingProcess, stored, texts
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status"),
+]
 
 # Gives so many turns while the server is down, or delivers them, and prints by
 # how many kilobytes the process grew meanwhile.

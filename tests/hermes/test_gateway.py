@@ -12,6 +12,8 @@ from hindsight_exec.hermes import HindsightMemoryProvider
 
 from .recording import configure
 
+pytestmark = pytest.mark.slow
+
 tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
 
 CHATS = 300

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import pytest
 
 from .host import Host
-from .server import VARIABLE, Absent, Hindsight, Server
+from .server import BUSY, VARIABLE, Absent, Hindsight, Server, eventually
 
 KEY = "the right key"
 
@@ -38,10 +38,18 @@ def server(hindsight: Hindsight) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def mortal(hindsight: Hindsight) -> Iterator[Server]:
-    """A server that tests kill; each leaves it running."""
+def killed(hindsight: Hindsight) -> Iterator[Server]:
     with hindsight.server() as running:
         yield running
+
+
+@pytest.fixture
+def mortal(killed: Server) -> Server:
+    """A server that tests kill, alive and with nothing left to do."""
+    if killed.ended(0) is not None:
+        killed.start()
+    eventually(lambda: not killed.sql(BUSY), seconds=100)
+    return killed
 
 
 @pytest.fixture(scope="session")
