@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,12 @@ class Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *args],
                 cwd=folder,  # the sources are not beside it
-                env={**environment, "PYTHONUNBUFFERED": "1", **variables},
+                env={
+                    **environment,
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONFAULTHANDLER": "1",
+                    **variables,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=err,
@@ -54,10 +60,15 @@ class Child:
     def wait_for(self, line: str) -> None:
         """Wait until the child has printed this line."""
         assert self.process.stdout is not None
-        for got in self.process.stdout:
-            self._read.append(got)
-            if got == f"{line}\n":
-                return
+        limit = threading.Timer(60, self.process.send_signal, [signal.SIGABRT])
+        limit.start()
+        try:
+            for got in self.process.stdout:
+                self._read.append(got)
+                if got == f"{line}\n":
+                    return
+        finally:
+            limit.cancel()
         raise AssertionError(f"never printed {line!r}: {self.end()}")
 
     def send(self, number: signal.Signals) -> None:
@@ -68,7 +79,7 @@ class Child:
         try:
             rest, _ = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.send_signal(signal.SIGABRT)  # faulthandler tells where it hangs
             rest, _ = self.process.communicate()
             written = "".join(self._read) + rest
             raise AssertionError(

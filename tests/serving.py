@@ -100,6 +100,7 @@ def documents(url: str, bank: str = "b") -> list[dict[str, Any]]:
         try:
             page = get(f"{base}?limit=500&offset={len(found)}")
         except urllib.error.HTTPError as error:
+            error.close()
             assert error.code == 404, error  # the bank is made by the first retain
             return []
         found += [item["id"] for item in page["items"]]

@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import logging
 import platform
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -560,6 +561,28 @@ def test_kept_exception_is_not_logged(make, caplog):
     executor.shutdown()
     assert caplog.records == []
     assert isinstance(future.exception(), ZeroDivisionError)
+
+
+def test_awaited_exception_is_not_logged(make, caplog):
+    """Nor is one that somebody was already waiting for when the job failed."""
+    executor = make()
+    waiter = threading.get_ident()
+
+    def job() -> None:
+        callers = [""]
+        while "result" not in callers:
+            frame = sys._current_frames()[waiter]
+            callers = [frame.f_code.co_name, frame.f_back.f_code.co_name]
+        raise LookupError("for the waiter")
+
+    future = executor.submit(job)
+    with pytest.raises(LookupError):
+        future.result(LIMIT)
+    del future
+    assert executor.drain(LIMIT)
+    executor.shutdown()
+    collect()
+    assert caplog.records == []
 
 
 def test_collected_executor_leaves_no_thread():

@@ -66,6 +66,7 @@ class Proxy:
         self.served: Counter[str] = Counter()
         self.plan: Plan = plan or (lambda exchange: None)
         self.exchanges: list[Exchange] = []
+        self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(
             asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -99,6 +100,10 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: Optional[asyncio.StreamWriter] = None
+        task = asyncio.current_task()
+        assert task is not None
+        # The loop alone does not keep a task whose client is gone, and that waits for the server.
+        self._tasks.add(task)
         try:
             # Whatever breaks, a reset of both sides is what a broken network looks like.
             with suppress(OSError, EOFError, asyncio.CancelledError):
@@ -106,6 +111,7 @@ class Proxy:
                 while await self._exchange(reader, writer, answers, upstream):
                     pass
         finally:
+            self._tasks.discard(task)
             for side in (writer, upstream):
                 if side is not None:
                     side.transport.abort()

@@ -32,7 +32,7 @@ START_SECONDS = 120.0
 
 # What a write becomes visible by, for `Server.aim`: queries whose answer changes with it.
 ACCEPTED = "SELECT count(*) FROM async_operations"
-STORED = "SELECT count(*) FROM documents"
+STORED = "SELECT count(*), max(updated_at) FROM documents"
 COMPLETED = "SELECT count(*) FROM async_operations WHERE status = 'completed'"
 
 # Operations that a worker has or will have.

@@ -207,7 +207,7 @@ def test_appending_doubles_what_these_kills_do_not(mortal: Server, bank: str) ->
         eventually(lambda: not mortal.sql(BUSY))
     text = mortal.sql(f"SELECT original_text FROM documents WHERE bank_id = '{bank}'")
     lines = [text[0]["original_text"].count(f'"line {number}"') for number in range(10)]
-    assert min(lines) == 1
+    assert min(lines) >= 1
     assert max(lines) > 1
 
 
