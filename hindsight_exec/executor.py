@@ -138,7 +138,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         work = self._work
         if work.generation != _generation:
             work = self._renewed()
-        future: Future[T] = Future()
+        future: Future[T] = _Future()
         with work.lock:
             if work.refusal is not None:
                 raise work.refusal()
@@ -470,7 +470,7 @@ def _run(work: _Work) -> None:
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                future.__class__ = _Unseen  # before, as a callback may look at once
+                future.__class__ = _Failed
                 future.executor = work.name
                 future.set_exception(error)
                 # The traceback refers to this frame: drop what it would keep
@@ -488,29 +488,36 @@ def _run(work: _Work) -> None:
     work.leave()
 
 
-class _Unseen(Future[Any]):
-    """A future whose exception nobody has looked at yet.
+class _Future(Future[Any]):
+    """A future that knows whether somebody asked for its outcome."""
 
-    A future becomes one when its job fails, so that the others pay nothing,
-    and an ordinary one again when somebody looks. Whether anybody will cannot
-    be told when the job ends: the caller may not even have got it yet.
-    """
-
-    executor: str
+    seen = False
 
     def result(self, timeout: Optional[float] = None) -> Any:
-        self.__class__ = Future  # type: ignore[assignment]
-        return self.result(timeout)
+        self.seen = True
+        return super().result(timeout)
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
-        self.__class__ = Future  # type: ignore[assignment]
-        return self.exception(timeout)
+        self.seen = True
+        return super().exception(timeout)
+
+
+class _Failed(_Future):
+    """What a future becomes when its job fails, so that the others pay nothing.
+
+    Whether anybody will look cannot be told when the job ends: the caller may
+    not even have got the future yet. It can when the future is dropped.
+    """
+
+    executor = ""
 
     def __del__(self) -> None:
-        error = Future.exception(self, 0)
-        _logger.error(
-            "%s: a job failed, and nobody looked at its future", self.executor, exc_info=error
-        )
+        if not self.seen:
+            _logger.error(
+                "%s: a job failed, and nobody looked at its future",
+                self.executor,
+                exc_info=self.exception(0),
+            )
 
 
 def _cancel(futures: list[Future[Any]]) -> int:
