@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -46,6 +47,9 @@ _logger = logging.getLogger("hindsight_exec")
 
 #: Seconds that a job has to end after ``on_deadline`` told it to.
 _GRACE = 0.5
+
+#: Seconds that a wait lasts before signals are looked for again.
+_SLICE = 0.5
 
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
@@ -366,11 +370,17 @@ class _Work:
             if not waves:
                 return True
             self.waves = [*waves, _Wave()]
-            if timeout is not None:
-                timeout = min(timeout, threading.TIMEOUT_MAX)
+            deadline = None if timeout is None else time.monotonic() + timeout
             # A Condition, not Thread.join(): a join that Ctrl-C interrupts
-            # marks the live thread as ended on 3.9 to 3.12.
-            return self.emptied.wait_for(lambda: not any(wave.pending for wave in waves), timeout)
+            # marks the live thread as ended on 3.9 to 3.12. In slices, as a
+            # signal that lands between CPython's last check and the wait is
+            # only seen when that wait ends (measured on 3.13).
+            while any(wave.pending for wave in waves):
+                left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                self.emptied.wait(left)
+            return True
 
     def close(self, message: str = _AFTER_EXIT, *, cancel: bool = False) -> None:
         """Refuse submissions; the first call tells ``on_closing``."""
@@ -511,8 +521,8 @@ class _Failed(_Future):
 
     executor = ""
 
-    def __del__(self) -> None:
-        if not self.seen:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not self.seen and not finalizing():
             _logger.error(
                 "%s: a job failed, and nobody looked at its future",
                 self.executor,
