@@ -117,15 +117,15 @@ def test_shape_of_a_document(server: Serving, write: Any) -> None:
 def test_turns_are_held_until_they_fill_a_document(server: Serving, write: Any) -> None:
     """Turns wait for company; a document of some 3000 characters goes by itself."""
     writer = write(server.url)
-    for number in range(12):
+    for number in range(10):
         writer.put(turn(number, "x" * 200), session="s")
     wait_until(writer, lambda: writer.counters().accepted >= 1)
     counters = writer.counters()
-    assert 0 < counters.waiting < 12
+    assert 0 < counters.waiting < 10
     assert len(documents(server.url)) >= 1
     writer.end_session("s")
-    wait_until(writer, lambda: writer.counters().accepted == 12)
-    assert stored(server.url)["s"] == texts(range(12), "x" * 200)
+    wait_until(writer, lambda: writer.counters().accepted == 10)
+    assert stored(server.url)["s"] == texts(range(10), "x" * 200)
 
 
 def test_an_idle_session_goes(server: Serving, write: Any) -> None:
