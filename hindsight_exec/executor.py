@@ -142,7 +142,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         work = self._work
         if work.generation != _generation:
             work = self._renewed()
-        future: Future[T] = _Future()
+        future: _Future[T] = _Future()
         with work.lock:
             if work.refusal is not None:
                 raise work.refusal()
@@ -480,8 +480,7 @@ def _run(work: _Work) -> None:
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:
-                future.__class__ = _Failed
-                future.executor = work.name
+                future.report = _Report(work.name, error)  # before anybody can look
                 future.set_exception(error)
                 # The traceback refers to this frame: drop what it would keep
                 # alive, the future above all.
@@ -498,35 +497,50 @@ def _run(work: _Work) -> None:
     work.leave()
 
 
-class _Future(Future[Any]):
-    """A future that knows whether somebody asked for its outcome."""
+class _Future(Future[T]):
+    """A future that reports a failed job which nobody asked about.
 
-    seen = False
-
-    def result(self, timeout: Optional[float] = None) -> Any:
-        self.seen = True
-        return super().result(timeout)
-
-    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
-        self.seen = True
-        return super().exception(timeout)
-
-
-class _Failed(_Future):
-    """What a future becomes when its job fails, so that the others pay nothing.
-
-    Whether anybody will look cannot be told when the job ends: the caller may
-    not even have got the future yet. It can when the future is dropped.
+    Whether anybody will cannot be told when the job ends: the caller may not
+    even have got the future yet, or waits for it already.
     """
 
-    executor = ""
+    report: Optional[_Report] = None
+
+    def result(self, timeout: Optional[float] = None) -> T:
+        try:
+            return super().result(timeout)
+        finally:
+            self._looked()
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        try:
+            return super().exception(timeout)
+        finally:
+            self._looked()
+
+    def _looked(self) -> None:
+        if self.report is not None and self.done():
+            self.report.due = False
+
+
+class _Report:
+    """Logs when it is collected, together with the future of a failed job.
+
+    An object of its own, so that futures of jobs that succeed have no
+    finalizer to pay for.
+    """
+
+    def __init__(self, executor: str, error: BaseException) -> None:
+        self.executor = executor
+        self.error = error
+        self.due = True
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not self.seen and not finalizing():
+        if self.due and not finalizing():  # logging does not work any more
             _logger.error(
                 "%s: a job failed, and nobody looked at its future",
                 self.executor,
-                exc_info=self.exception(0),
+                exc_info=self.error,
             )
 
 

@@ -253,7 +253,7 @@ class Outbox:
                         ":memory:", isolation_level=None, check_same_thread=False
                     )
                     self._prepare(0, synchronous)
-                self.bytes: int = self._db.execute(self._BYTES).fetchone()[0]
+                self.bytes: int = self._first(self._BYTES)[0]
             except BaseException:
                 self._db.close()
                 raise
@@ -261,7 +261,7 @@ class Outbox:
         self._file = None if path is None else (path, path.stat())
 
     def _prepare(self, version: int, synchronous: str) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._first("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
         if not version:
             steps = [self._CREATE]
@@ -339,18 +339,18 @@ class Outbox:
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where
         )
-        destination = self._db.execute(
+        destination = self._first(
             "SELECT id FROM destinations WHERE url = ? AND credential = ? AND bank = ?", where
-        ).fetchone()[0]
+        )[0]
         header = json.dumps(asdict(source), sort_keys=True)
         self._db.execute(
             "INSERT OR IGNORE INTO sources (destination, session, header) VALUES (?, ?, ?)",
             (destination, source.session, header),
         )
-        number = self._db.execute(
+        number = self._first(
             "SELECT id FROM sources WHERE header = ?",
             (header,),
-        ).fetchone()[0]
+        )[0]
         return number, destination
 
     # --- held turns and documents -----------------------------------------
@@ -387,16 +387,16 @@ class Outbox:
         added = 0
         with self._lock, self._errors():
             with self._transaction(), self._content():
-                destination: int = self._db.execute(
+                destination: int = self._first(
                     "SELECT destination FROM sources WHERE id = ?", (source,)
-                ).fetchone()[0]
+                )[0]
                 for turns, document_id, given_at, item in documents:
                     members = f"FROM turns WHERE id IN ({','.join('?' * len(turns))})"
-                    found, size = self._db.execute(
+                    found, size = self._first(
                         "SELECT count(*), coalesce(sum(length(CAST(payload AS BLOB))), 0) "
                         + members,
                         turns,
-                    ).fetchone()
+                    )
                     if found < len(turns):
                         continue
                     self._db.execute(f"DELETE {members}", turns)
@@ -484,9 +484,9 @@ class Outbox:
         """The server is done with the batch: forget it."""
         with self._lock, self._errors():
             with self._transaction():
-                freed = self._db.execute(
+                freed = self._first(
                     "SELECT coalesce(sum(bytes), 0) FROM documents WHERE batch = ?", (batch.id,)
-                ).fetchone()[0]
+                )[0]
                 self._db.execute("DELETE FROM documents WHERE batch = ?", (batch.id,))
                 self._db.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
             self.bytes -= freed
@@ -537,7 +537,7 @@ class Outbox:
                         ).rowcount
                         for one in documents
                     )
-            self.bytes = self._db.execute(self._BYTES).fetchone()[0]
+            self.bytes = self._first(self._BYTES)[0]
         return count
 
     def purge(self, session: Optional[str] = None) -> int:
@@ -549,10 +549,10 @@ class Outbox:
         values = () if session is None else (session,)
         with self._lock, self._errors():
             with self._transaction():
-                turns: int = self._db.execute(
+                turns: int = self._first(
                     f"SELECT coalesce(sum(turns), 0) FROM documents{where}",  # noqa: S608
                     values,
-                ).fetchone()[0]
+                )[0]
                 self._db.execute(f"DELETE FROM documents{where}", values)  # noqa: S608
                 turns += self._db.execute(f"DELETE FROM turns{where}", values).rowcount  # noqa: S608
                 for unused in self._UNUSED:
@@ -560,8 +560,8 @@ class Outbox:
                 self._sources.clear()
             # Gone from the file too, not only from its index.
             self._db.execute("VACUUM")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.bytes = self._db.execute(self._BYTES).fetchone()[0]
+            self._first("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.bytes = self._first(self._BYTES)[0]
         return turns
 
     # --- looking ----------------------------------------------------------
@@ -582,18 +582,18 @@ class Outbox:
     def summary(self) -> Summary:
         """What it holds."""
         with self._lock, self._errors(), self._content():
-            held, oldest = self._db.execute("SELECT count(*), min(given_at) FROM turns").fetchone()
+            held, oldest = self._first("SELECT count(*), min(given_at) FROM turns")
             turns = {"queued": 0, "accepted": 0, "dead": 0}
             reasons: dict[str, int] = {}
-            for state, reason, count, first in self._db.execute(self._COUNTS):
+            for state, reason, count, first in self._db.execute(self._COUNTS).fetchall():
                 turns[state] += count
                 if state == "dead":
                     reasons[reason] = reasons.get(reason, 0) + count
                 elif state == "queued":
                     oldest = first if oldest is None else min(oldest, first)
-            error = self._db.execute(
+            error = self._first(
                 "SELECT error FROM batches WHERE error != '' ORDER BY id DESC LIMIT 1"
-            ).fetchone()
+            )
         return Summary(
             held=held,
             dead_by_reason=tuple(sorted(reasons.items())),
@@ -629,8 +629,16 @@ class Outbox:
         return str(self.path or "in memory")
 
     def _pragma(self, name: str) -> int:
-        value: int = self._db.execute(f"PRAGMA {name}").fetchone()[0]
+        value: int = self._first(f"PRAGMA {name}")[0]
         return value
+
+    def _first(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """The first row, or None. Called with the lock held, inside ``_errors``.
+
+        Read to the end: on PyPy, what is left of a statement stays open and
+        no transaction can be committed beside it.
+        """
+        return next(iter(self._db.execute(sql, values).fetchall()), None)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._errors():

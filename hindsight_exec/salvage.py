@@ -71,6 +71,4 @@ def _readable(db: sqlite3.Connection, table: str, columns: str) -> Iterator[tupl
     query = f"SELECT rowid, {columns} FROM {table} WHERE rowid = ?"  # noqa: S608
     for number in sorted(numbers):
         with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            row = db.execute(query, (number,)).fetchone()
-            if row is not None:
-                yield row
+            yield from db.execute(query, (number,)).fetchall()

@@ -604,6 +604,8 @@ def test_demo(cli: Cli) -> None:
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours_only_where_they_are_welcome(cli: Cli, server: Serving, no_color: str) -> None:
     """On a terminal there are colours and a bar, unless NO_COLOR is set."""
+    if not no_color:
+        pytest.importorskip("rich", reason="colours come with the extra `cli`")
     cli.transcript(3)
     terminal, ours = os.openpty()
     process = cli.start(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from hindsight_exec.errors import ConfigError
 
@@ -79,20 +79,31 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 def _prepare(sql: sqlite3.Connection, name: str) -> None:
     sql.row_factory = sqlite3.Row
     # One server a file: two that write one WAL can lose rows (SQLite < 3.51.3).
-    sql.execute("PRAGMA locking_mode = EXCLUSIVE")
-    sql.execute("PRAGMA journal_mode = WAL")
+    first(sql, "PRAGMA locking_mode = EXCLUSIVE")
+    first(sql, "PRAGMA journal_mode = WAL")
     # An acknowledged retain survives power loss too: its client forgets it then.
     sql.execute("PRAGMA synchronous = FULL")
     sql.execute("PRAGMA foreign_keys = ON")
     sql.create_function("casefold", 1, str.casefold, deterministic=True)
     with transaction(sql):
-        version = sql.execute("PRAGMA user_version").fetchone()[0]
+        version = first(sql, "PRAGMA user_version")[0]
         if version > VERSION:
             raise ConfigError(f"the database {name} was written by a newer hindsight-exec")
         if version < VERSION:
             for statement in _statements(_SCHEMA):
                 sql.execute(statement)
             sql.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def first(
+    sql: sqlite3.Connection, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()
+) -> Any:
+    """The statement's first row, or None.
+
+    Read to the end: on PyPy, what is left of a statement stays open and no transaction can be
+    committed beside it.
+    """
+    return next(iter(sql.execute(statement, values).fetchall()), None)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
-from .database import open_database, transaction
+from .database import first, open_database, transaction
 from .requests import MISSIONS, Refused
 from .text import join_parts, units
 
@@ -45,7 +45,7 @@ class Store:
 
     def check(self) -> None:
         """Raises sqlite3.Error when the database does not answer."""
-        self._sql.execute("SELECT count(*) FROM banks").fetchone()
+        first(self._sql, "SELECT count(*) FROM banks")
 
     # -- retain -----------------------------------------------------------------------------------
 
@@ -59,9 +59,7 @@ class Store:
         """
         with transaction(self._sql):
             if chosen is not None:
-                row = self._sql.execute(
-                    "SELECT bank, count FROM operations WHERE id = ?", (chosen,)
-                ).fetchone()
+                row = first(self._sql, "SELECT bank, count FROM operations WHERE id = ?", (chosen,))
                 if row is not None:
                     if row["bank"] != bank:
                         raise Refused(409, f"operation_id {chosen} is already in use")
@@ -123,10 +121,11 @@ class Store:
             self._write_document(bank, document, parts)
 
     def _write_document(self, bank: str, document: str, parts: list[dict[str, Any]]) -> None:
-        old = self._sql.execute(
+        old = first(
+            self._sql,
             "SELECT number, text, fields FROM documents WHERE bank = ? AND id = ?",
             (bank, document),
-        ).fetchone()
+        )
         text = join_parts([part["content"] for part in parts])
         if old is not None and any(part["append"] for part in parts):
             text = join_parts([old["text"], text])
@@ -168,9 +167,9 @@ class Store:
 
     def operation(self, bank: str, operation: str) -> dict[str, Any]:
         """The operation as the API shows it; an unknown one has the status `not_found`."""
-        row = self._sql.execute(
-            "SELECT * FROM operations WHERE id = ? AND bank = ?", (operation, bank)
-        ).fetchone()
+        row = first(
+            self._sql, "SELECT * FROM operations WHERE id = ? AND bank = ?", (operation, bank)
+        )
         kind = "batch_retain" if row else None
         return {
             "operation_id": operation,
@@ -193,9 +192,11 @@ class Store:
             Refused: 404 for an unknown one, 409 for one that has not failed.
         """
         with transaction(self._sql):
-            row = self._sql.execute(
-                "SELECT number, status FROM operations WHERE id = ? AND bank = ?", (operation, bank)
-            ).fetchone()
+            row = first(
+                self._sql,
+                "SELECT number, status FROM operations WHERE id = ? AND bank = ?",
+                (operation, bank),
+            )
             if row is None:
                 raise Refused(404, f"Operation {operation} not found for bank {bank}")
             if row["status"] != "failed":
@@ -218,10 +219,11 @@ class Store:
         Raises:
             Refused: 404.
         """
-        row = self._sql.execute(
+        row = first(
+            self._sql,
             f"SELECT *, {_UNITS} FROM documents WHERE bank = ? AND id = ?",  # noqa: S608
             (bank, document),
-        ).fetchone()
+        )
         if row is None:
             raise Refused(404, "Document not found")
         kinds = {"world": 0, "experience": 0, "observation": 0}
@@ -262,7 +264,7 @@ class Store:
             where += " AND (instr(casefold(id), :folded) OR instr(casefold(text), :folded))"
         values.update(bank=bank, folded=folded, limit=limit, offset=offset)
         source = f"FROM documents WHERE bank = :bank AND {where}"
-        total = self._sql.execute(f"SELECT count(*) {source}", values).fetchone()[0]
+        total = first(self._sql, f"SELECT count(*) {source}", values)[0]
         rows = self._sql.execute(
             f"SELECT *, {_UNITS}, length(text) AS text_length {source}"
             " ORDER BY updated_at DESC, number DESC LIMIT :limit OFFSET :offset",
@@ -377,7 +379,7 @@ class Store:
         return self.config(bank)
 
     def _require_bank(self, bank: str) -> str:
-        row = self._sql.execute("SELECT config FROM banks WHERE bank = ?", (bank,)).fetchone()
+        row = first(self._sql, "SELECT config FROM banks WHERE bank = ?", (bank,))
         if row is None:
             raise Refused(404, f"Bank '{bank}' not found")
         config: str = row["config"]
