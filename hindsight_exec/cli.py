@@ -25,6 +25,7 @@ from .commands.console import (
     note,
 )
 from .errors import BadResponse, ConfigError, HindsightExecError, Unauthorized, Unavailable
+from .times import parse_iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,8 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(USAGE)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: `hermes` has its own only where it is named."""
     parser = _Parser(
         prog="hindsight-exec",
         description="Conversation turns into Hindsight, each once, whatever happens to the process.",
@@ -108,7 +110,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     _add_serve(commands)
 
-    _add(commands, "status", "waiting:status", "show what waits, and why", [state, json])
+    _add_import(commands, [state, json])
+
+    status = _add(commands, "status", "waiting:status", "show what waits, and why", [state, json])
+    status.add_argument(
+        "--watch",
+        type=_number(float, 0.1),
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again every so often (2), until Ctrl-C",
+    )
     flush = _add(
         commands,
         "flush",
@@ -135,8 +147,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         [server, state, json],
         "Each check that fails comes with its remedy.",
     )
+    completion = _add(
+        commands,
+        "completion",
+        "completion:run",
+        "print a shell's completion script",
+        [],
+        'Into the shell\'s start file, for bash: eval "$(hindsight-exec completion bash)"',
+    )
+    completion.add_argument("shell", metavar="SHELL", help="bash, zsh, fish, tcsh or powershell")
     hermes = commands.add_parser("hermes", help="install into Hermes, or remove from it")
-    if "hermes" in argv[:1]:  # the only command that is asked for its arguments' sake
+    if argv[:1] in (["hermes"], ["completion"]):  # who else need not import it
         module = import_module("hindsight_exec.hermes.install")
         module.add_arguments(hermes)
         hermes.set_defaults(run=module.main)
@@ -170,6 +191,47 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="let each request take that much longer",
     )
     serve.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_import(commands: argparse._SubParsersAction[_Parser], shared: list[_Parser]) -> None:
+    past = commands.add_parser("import", help="retain conversations of the past").add_subparsers(
+        dest="import_command", metavar="SOURCE", required=True
+    )
+    hermes = _add(
+        past,
+        "hermes",
+        "past:run",
+        "retain past sessions of Hermes, each once",
+        shared,
+        "Reads Hermes' state.db, and changes nothing in it. Sessions that the bank has documents"
+        " of are left out, and those of the last hour, which may still go on. An import that was"
+        " interrupted goes on where it was. It shows what it would do, and asks.",
+    )
+    hermes.add_argument("--home", metavar="DIR", help="Hermes' folder; without it HERMES_HOME")
+    hermes.add_argument(
+        "--session", metavar="ID", action="append", help="this one; may be repeated"
+    )
+    hermes.add_argument(
+        "--since", type=_date, metavar="DATE", help="sessions used since (ISO 8601)"
+    )
+    hermes.add_argument("--dry-run", action="store_true", help="show what would be done, only")
+    hermes.add_argument("--yes", action="store_true", help="do not ask")
+    hermes.add_argument(
+        "--timeout",
+        type=_number(float, 0),
+        default=60.0,
+        metavar="SECONDS",
+        help="give up after so long without progress (60); what is left waits on disk",
+    )
+
+
+def _date(text: str) -> float:
+    """The type of an argument that is a date, as POSIX time."""
+    try:
+        moment = parse_iso(text)
+        return (moment if moment.tzinfo else moment.astimezone()).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-05-31") from None
 
 
 def _add_letters(commands: argparse._SubParsersAction[_Parser], shared: list[_Parser]) -> None:
@@ -251,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger = logging.getLogger("hindsight_exec")
     logger.addHandler(handler)
     try:
-        args = _parser(argv).parse_args(argv)
+        args = make_parser(argv).parse_args(argv)
         status: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -57,13 +57,13 @@ class Progress(threading.Condition):
         self.failures: dict[tuple[str, str], int] = {}
         self.moved = time.monotonic()  # when something got on, or began to wait
 
-    def given(self, source: Source) -> None:
-        """A turn was kept. Called with the lock held."""
+    def given(self, source: Source, turns: int = 1) -> None:
+        """Turns were kept. Called with the lock held."""
         if not self.waiting:
             self.moved = time.monotonic()
-        self.counters.given += 1
-        self.waiting[source] = self.waiting.get(source, 0) + 1
-        self.unfinished[source] = self.unfinished.get(source, 0) + 1
+        self.counters.given += turns
+        self.waiting[source] = self.waiting.get(source, 0) + turns
+        self.unfinished[source] = self.unfinished.get(source, 0) + turns
 
     def accepted(self, share: Share, *, own: bool) -> None:
         """The server has these turns; ``own`` if they were given in this process."""

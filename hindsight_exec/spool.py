@@ -29,7 +29,7 @@ from .turns import time_ordered_id
 if sys.platform == "win32":  # declared untested
     import msvcrt
 
-    def _lock(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
@@ -41,7 +41,7 @@ if sys.platform == "win32":  # declared untested
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,7 +116,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     descriptor = _open(folder / ".folder.lock")
     try:
         deadline = time.monotonic() + _PATIENCE
-        while not _lock(descriptor):
+        while not try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise OSError(errno.EAGAIN, "another process holds its lock", str(folder))
             time.sleep(0.005)
@@ -139,7 +139,7 @@ def create(folder: Path) -> Claim:
             path = folder / f"{time_ordered_id(time.time())}.db"
             descriptor = _open(path.with_suffix(".lock"))
             try:
-                if not _lock(descriptor):
+                if not try_lock(descriptor):
                     raise OSError(errno.EAGAIN, "a new file's lock is taken", str(path))
                 # Made here, so that it is private from its first byte on and
                 # is no link that somebody laid.
@@ -174,7 +174,7 @@ def adopt(path: Path) -> Optional[Claim]:
             descriptor = _open(path.with_suffix(".lock"))
             locked = False
             try:
-                locked = _lock(descriptor)
+                locked = try_lock(descriptor)
             finally:
                 if not locked:
                     _close(descriptor)
@@ -200,7 +200,7 @@ def is_live(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(descriptor)
+        return not try_lock(descriptor)
     except OSError:
         return False
     finally:

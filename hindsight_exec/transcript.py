@@ -64,8 +64,15 @@ def read_transcript(
         report: Called with the number and the reason for each line that is not understood; what
             else there is goes on.
     """
+    return paired(_values(lines, report), report)
+
+
+def paired(
+    messages: Iterable[tuple[int, Any]], report: Callable[[int, str], object]
+) -> Iterator[TranscriptTurn]:
+    """The turns that numbered messages make; ``report`` as in :func:`read_transcript`."""
     turn = _Turn()
-    for number, value in _values(lines, report):
+    for number, value in messages:
         try:
             message = _message(value)
         except TranscriptError as error:

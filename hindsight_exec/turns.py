@@ -260,23 +260,27 @@ def _utc(at: float) -> str:
     return stamp.replace("+00:00", "Z")
 
 
-def time_ordered_id(at: float) -> str:
+def time_ordered_id(at: float, key: str = "") -> str:
     """A UUID (version 7) as text; such texts sort by ``at``, POSIX time in seconds.
+
+    What follows the time is random, or made of ``key``: the same for the same.
 
     Its 12 bits after the milliseconds are a finer fraction of the time (RFC
     9562, method 3), so that turns a quarter of a microsecond apart sort right.
     (``uuid.uuid7`` is new in Python 3.14, and takes no time.)
     """
     milliseconds, rest = divmod(round(at * 1e9), 1_000_000)
-    random = int.from_bytes(os.urandom(8), "big") >> 2
-    value = milliseconds << 80 | 7 << 76 | (rest * 4096 // 1_000_000) << 64 | 2 << 62 | random
+    rest_of_it = hashlib.sha256(key.encode()).digest()[:8] if key else os.urandom(8)
+    number = int.from_bytes(rest_of_it, "big") >> 2
+    value = milliseconds << 80 | 7 << 76 | (rest * 4096 // 1_000_000) << 64 | 2 << 62 | number
     return str(uuid.UUID(int=value))
 
 
-def document_id(session: str, at: float) -> str:
-    """A new document's id; those of a session sort by ``at``, their first turn's time.
+def document_id(session: str, at: float, key: str = "") -> str:
+    """A document's id, new, or the one that belongs to ``key``; those of a session
+    sort by ``at``, their first turn's time.
 
     The turn's time and not the document's: turns that waited for the next
     start still sort before those that were given meanwhile.
     """
-    return f"{session}/{time_ordered_id(at)}"
+    return f"{session}/{time_ordered_id(at, key)}"

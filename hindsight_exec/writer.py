@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 from . import turns
 from .config import Settings, state_folder
 from .progress import Counters
-from .schedule import Hold
+from .schedule import Hold, first_document
 from .shared import Shared, join, leave
 
 if TYPE_CHECKING:
     import threading
 
     from .outbox import Outbox
-    from .turns import Source
+    from .turns import Source, Turn
 
 __all__ = ["Counters", "RetainWriter"]
 
@@ -139,6 +139,43 @@ class RetainWriter:
         document_id = turns.document_id(source.session, given_at)
         item = turns.text_item(source, document_id, text, given_at, timestamp)
         self._keep_document(ours, source, document_id, item, given_at)
+
+    def put_conversation(
+        self,
+        past: Sequence[tuple[Sequence[Mapping[str, Any]], float]],
+        *,
+        session: str,
+        bank: Optional[str] = None,
+        context: Optional[str] = None,
+        tags: Sequence[str] = (),
+        metadata: Optional[Mapping[str, Any]] = None,
+        observation_scopes: Any = None,
+    ) -> None:
+        """Take a conversation of the past, whole; it goes at once.
+
+        Its documents are cut and named by what is in them, so that one that is
+        given again, from the start and with the same settings, is stored once.
+
+        Args:
+            past: For each turn its messages, and when it was: POSIX time in
+                seconds.
+
+        Otherwise as :meth:`put`. If the outbox is full in the middle, give all
+        of it again.
+        """
+        source = self._source(session, bank, context, tags, metadata, observation_scopes)
+        kept: list[Turn] = []
+        for index, (messages, at) in enumerate(past, 1):
+            # Ids sort by time, and times of old may lie together or be wrong.
+            given_at = max(at, kept[-1].given_at + 1e-5) if kept else max(at, 0.0)
+            kept.append(turns.turn(messages, given_at=given_at, index=index))
+        while kept:
+            count = first_document([turn.sizes for turn in kept], self._hold, ended=True)
+            document, kept = kept[:count], kept[count:]
+            at = document[0].given_at
+            document_id = turns.document_id(source.session, at, document[0].payload)
+            item = turns.document_item(source, document_id, document)
+            self._keep_document(self._joined(), source, document_id, item, at, count)
 
     def end_session(self, session: str) -> None:
         """Send what is held of a session, in the background."""
@@ -270,10 +307,16 @@ class RetainWriter:
         )
 
     def _keep_document(
-        self, ours: Shared, source: Source, document_id: str, item: bytes, given_at: float
+        self,
+        ours: Shared,
+        source: Source,
+        document_id: str,
+        item: bytes,
+        given_at: float,
+        turns: int = 1,
     ) -> None:
         def keep(outbox: Outbox) -> tuple[int, int]:
-            return outbox.put_document(source, document_id, item, given_at)
+            return outbox.put_document(source, document_id, item, given_at, turns)
 
         if self._closed or ours.closed:
             ours.keep_for_later(keep)
@@ -281,7 +324,7 @@ class RetainWriter:
         box, (_, destination) = ours.keep(keep)
         self._note(ours, source)
         with ours.delivery.progress:
-            ours.delivery.progress.given(source)
+            ours.delivery.progress.given(source, turns)
             box.ready.add(destination)
         ours.wake()
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -598,6 +599,41 @@ def test_demo(cli: Cli) -> None:
         (line,) = [line for line in done.out.splitlines() if ending in line]
         assert line.split()[-7:-5] == ["20", "20"]  # given, stored
     assert sorted(path.name for path in cli.folder.iterdir()) == ["home"]
+
+
+def test_status_is_watched(cli: Cli) -> None:
+    """It is shown again and again, until Ctrl-C, which is no failure."""
+    process = cli.start("status", "--json", "--watch", "0.1")
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += '"folders"' in line
+        if seen == 3:
+            break
+    process.send_signal(signal.SIGINT)
+    assert ended(process).status == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(cli: Cli, shell: str) -> None:
+    """The script knows the commands and is one that the shell reads, where there is one."""
+    shtab = pytest.importorskip("shtab", reason="completion comes with the extra `cli`")
+    if shell not in shtab.SUPPORTED_SHELLS:
+        pytest.skip(f"this shtab is too old for {shell}")
+    done = cli("completion", shell)
+    assert done.status == 0
+    assert "import" in done.out
+    assert "dry-run" in done.out
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=done.out.encode(), check=True)
+
+
+def test_no_completion(cli: Cli) -> None:
+    """An unknown shell is named."""
+    pytest.importorskip("shtab", reason="completion comes with the extra `cli`")
+    done = cli.one_line("completion", "dos")
+    assert done.status == 2
+    assert "'dos'" in done.err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")

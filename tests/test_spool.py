@@ -390,7 +390,7 @@ def test_no_descriptor_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             return True
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(spool, "_lock", refuse)
+    monkeypatch.setattr(spool, "try_lock", refuse)
     for call in (lambda: spool.adopt(path), lambda: spool.create(folder)):
         with pytest.raises(OutboxUnavailable, match="No locks available"):
             call()

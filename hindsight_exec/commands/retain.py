@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     state = folder(args.state)
     settings = chosen_settings(state, args.url, args.api_key, args.bank)
     with _opened(args.file) as file, _server(settings, state, args.bank) as settings:
-        _probe(settings)
+        probe(settings)
         return _Retain(args, settings, state).run(file)
 
 
@@ -90,7 +90,7 @@ def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterato
         loop.run(server.close()).result()
 
 
-def _probe(settings: Settings) -> None:
+def probe(settings: Settings) -> None:
     """Find out before anything is taken whether the server answers and lets us in.
 
     Raises:
@@ -122,7 +122,7 @@ class _Retain:
         try:
             with Progress("turns stored") as progress:
                 self._give(file, progress)
-                arrived = self._wait(progress)
+                arrived = until_stored(self._writer, self._given, self._args.timeout, progress)
         except KeyboardInterrupt:
             self._tell_waiting("interrupted")
             raise
@@ -158,25 +158,6 @@ class _Retain:
     def _report(self, line: int, reason: str) -> None:
         self._bad.append({"line": line, "reason": reason})
         note(f"{self._name} line {line}: {reason}")
-
-    def _wait(self, progress: Progress) -> bool:
-        """Wait until all is stored, or nothing has moved for the time-out."""
-        done: list[bool] = []
-        waiter = threading.Thread(
-            target=lambda: done.append(self._writer.flush(completed=True)), daemon=True
-        )
-        waiter.start()
-        before, moved = -1, time.monotonic()
-        while waiter.is_alive():
-            waiter.join(_LOOK)
-            counters = self._writer.counters()
-            settled = counters.accepted + counters.completed + counters.dead
-            if settled != before:
-                before, moved = settled, time.monotonic()
-            if time.monotonic() - moved > self._args.timeout or self._writer.paused:
-                return False
-            progress.update(self._stored, self._given, counters.last_error)
-        return done == [True]
 
     @property
     def _stored(self) -> int:
@@ -244,6 +225,24 @@ class _Retain:
         with contextlib.suppress(Exception):  # all is stored; the number is a courtesy
             return background_loop().run(ask()).result()
         return None
+
+
+def until_stored(writer: RetainWriter, given: int, timeout: float, progress: Progress) -> bool:
+    """Wait until the server has all, or nothing has moved for ``timeout`` seconds."""
+    done: list[bool] = []
+    waiter = threading.Thread(target=lambda: done.append(writer.flush(completed=True)), daemon=True)
+    waiter.start()
+    before, moved = -1, time.monotonic()
+    while waiter.is_alive():
+        waiter.join(_LOOK)
+        counters = writer.counters()
+        settled = counters.accepted + counters.completed + counters.dead
+        if settled != before:
+            before, moved = settled, time.monotonic()
+        if time.monotonic() - moved > timeout or writer.paused:
+            return False
+        progress.update(counters.completed, given, counters.last_error)
+    return done == [True]
 
 
 def _session(file: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterable
@@ -19,6 +20,7 @@ from .console import (
     coloured,
     counted,
     duration,
+    is_rich,
     note,
     plain,
     say,
@@ -60,6 +62,21 @@ def look(folder: Path) -> list[File]:
 
 
 def status(args: argparse.Namespace) -> int:
+    if args.watch is None:
+        return _status(args)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if is_rich():
+                print("\x1b[H\x1b[J", end="")
+            _status(args)
+            sys.stdout.flush()
+            time.sleep(args.watch)
+            if not (args.json or is_rich()):
+                say()
+    return OK
+
+
+def _status(args: argparse.Namespace) -> int:
     places = [(folder, look(folder)) for folder in folders(args.state)]
     if args.json:
         say_json(_as_json(places))

@@ -11,6 +11,9 @@ from hindsight_exec.hermes.setup import state_of
 __all__ = ["hindsight_exec_command", "register_cli"]
 
 
+_SWITCHES = ("json", "dry_run", "yes")
+
+
 def register_cli(subparser: Any) -> None:
     """Hermes calls this with the parser of ``hermes hindsight_exec``."""
     commands = subparser.add_subparsers(dest="hindsight_exec_action", metavar="COMMAND")
@@ -18,6 +21,9 @@ def register_cli(subparser: Any) -> None:
     status.add_argument("--json", action="store_true", help="for scripts")
     flush = commands.add_parser("flush", help="deliver what waits, now")
     flush.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer than this")
+    past = commands.add_parser("import", help="retain sessions of the past, each once")
+    past.add_argument("--dry-run", action="store_true", help="show what would be done, only")
+    past.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("doctor", help="check folder, server and key, with remedies")
 
 
@@ -27,8 +33,9 @@ def hindsight_exec_command(args: Any) -> int:
 
     home = hermes_home()
     command: List[str] = [getattr(args, "hindsight_exec_action", None) or "status"]
-    if getattr(args, "json", False):
-        command.append("--json")
+    if command == ["import"]:
+        command.append("hermes")
+    command += [f"--{name.replace('_', '-')}" for name in _SWITCHES if getattr(args, name, False)]
     if getattr(args, "timeout", None) is not None:
         command += ["--timeout", str(args.timeout)]
     os.environ["HINDSIGHT_EXEC_STATE"] = str(state_of(home))

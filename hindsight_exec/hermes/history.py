@@ -1,0 +1,184 @@
+"""Conversations of the past, as Hermes keeps them in its ``state.db``. Read only.
+
+What is taken from the file was checked with hermes-agent 0.19.0: a table
+``sessions``, a table ``messages`` in the order of ``id``, and structured content
+as JSON behind a mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from urllib.parse import quote
+
+from hindsight_exec.errors import ConfigError
+from hindsight_exec.transcript import TranscriptTurn, paired
+
+from .identity import Identity
+from .scrub import is_synthetic, scrub
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["PastSession", "past_sessions"]
+
+_JSON = "\x00json:"
+_SUMMARIES = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
+# Nobody talked there: the provider does not retain them live either.
+_NOT_A_TALK = ("cron", "subagent", "kanban")
+
+Message = Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PastSession:
+    """A session that somebody had with Hermes; ``last_at`` is POSIX time in seconds."""
+
+    identity: Identity
+    turns: Tuple[TranscriptTurn, ...]
+    last_at: float
+    title: str
+
+
+def past_sessions(home: Path) -> Iterator[PastSession]:
+    """The sessions with something said in them, the oldest first.
+
+    Left out are sessions nobody talked in (scheduled, delegated), what was
+    undone, what the runtime said in the user's place, and copies that
+    compression made of earlier messages.
+
+    Raises:
+        ConfigError: The file cannot be read, or is none of Hermes'.
+    """
+    database = home / "state.db"
+    if not database.is_file():
+        raise ConfigError(f"there is no {database}: name Hermes' folder with --home")
+    profile = home.name if home.parent.name == "profiles" else "default"
+    target = f"file:{quote(os.fsencode(database))}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(target, uri=True, timeout=30)) as db:
+            db.row_factory = sqlite3.Row
+            rows = db.execute("SELECT * FROM sessions ORDER BY started_at, id").fetchall()
+            sessions = {row["id"]: dict(row) for row in rows}
+            for session in sessions.values():
+                if not _is_talk(session):
+                    continue
+                found = _past_session(db, session, sessions, profile)
+                if found.turns:
+                    yield found
+    except (sqlite3.Error, KeyError, IndexError) as error:
+        raise ConfigError(f"{database} cannot be read as Hermes' sessions: {error}") from error
+
+
+def _is_talk(session: Mapping[str, Any]) -> bool:
+    try:
+        config = json.loads(session.get("model_config") or "{}")
+    except ValueError:
+        config = {}
+    delegated = isinstance(config, dict) and config.get("_delegate_from") is not None
+    return not delegated and str(session["source"]) not in _NOT_A_TALK
+
+
+def _past_session(
+    db: sqlite3.Connection,
+    session: Mapping[str, Any],
+    sessions: Mapping[str, Mapping[str, Any]],
+    profile: str,
+) -> PastSession:
+    parent = sessions.get(session.get("parent_session_id") or "")
+    seen: Set[Tuple[str, str]] = set()
+    if parent is not None:
+        seen = {_key(message) for message in _messages(db, parent["id"])}
+    messages = _once(_messages(db, session["id"]), seen, continued=parent is not None)
+    turns = tuple(
+        turn
+        for turn in (_scrubbed(one) for one in paired(enumerate(messages, 1), _ignore))
+        if turn.user and not is_synthetic(turn.user)
+    )
+    told = {name: session.get(name) for name in ("user_id", "chat_id", "chat_type", "thread_id")}
+    told.update(
+        platform=session["source"],
+        parent_session_id=session.get("parent_session_id"),
+        agent_identity=profile,
+        agent_workspace="hermes",  # what Hermes tells at initialize()
+    )
+    last = max((message["timestamp"] for message in messages), default=0.0)
+    return PastSession(
+        Identity.of(session["id"], told), turns, last, str(session.get("title") or "")
+    )
+
+
+def _messages(db: sqlite3.Connection, session: str) -> List[Message]:
+    """What was said in a session: archived rows count, undone ones and mere onlookers' do not."""
+    rows = db.execute(
+        "SELECT * FROM messages WHERE session_id = ? AND role IN ('user', 'assistant') ORDER BY id",
+        (session,),
+    ).fetchall()
+    found: List[Message] = []
+    for row in map(dict, rows):
+        undone = not row.get("active", 1) and not row.get("compacted", 0)
+        if not undone and not row.get("observed", 0):
+            content = _content(row["content"])
+            found.append(
+                {"role": row["role"], "content": content, "timestamp": float(row["timestamp"])}
+            )
+    return found
+
+
+def _content(stored: Any) -> Any:
+    if isinstance(stored, bytes):
+        stored = stored.decode(errors="replace")
+    if isinstance(stored, str) and stored.startswith(_JSON):
+        with contextlib.suppress(ValueError):
+            return json.loads(stored[len(_JSON) :])
+    return stored if stored is None else str(stored)
+
+
+def _once(messages: List[Message], seen: Set[Tuple[str, str]], *, continued: bool) -> List[Message]:
+    """The messages without those that compression put there.
+
+    It writes a summary and, around it, copies of messages: a run of copies
+    that has a summary in it, or that a continuation begins with. What a user
+    says twice stands elsewhere, and stays.
+    """
+    kept: List[Message] = []
+    run: List[Message] = []
+    drop = continued
+    for message in messages:
+        key = _key(message)
+        summary = key[1].startswith(_SUMMARIES)
+        if summary or key in seen:
+            run.append(message)
+            drop = drop or summary
+            continue
+        kept += [] if drop else run
+        kept.append(message)
+        run, drop = [], False
+        seen.add(key)
+    return kept + ([] if drop else run)
+
+
+def _key(message: Message) -> Tuple[str, str]:
+    content = message["content"]
+    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+    return message["role"], text.strip()
+
+
+def _scrubbed(turn: TranscriptTurn) -> TranscriptTurn:
+    return TranscriptTurn(
+        scrub(turn.user), scrub(turn.assistant), turn.user_at, turn.assistant_at, turn.line
+    )
+
+
+def _ignore(line: int, reason: str) -> None:
+    """Hermes' own rows: what is not understood of them was not said."""
+
+
+def when(turn: TranscriptTurn) -> Optional[float]:
+    """When a turn was: POSIX time in seconds."""
+    moment = turn.user_at or turn.assistant_at
+    return None if moment is None else moment.timestamp()

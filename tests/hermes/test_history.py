@@ -1,0 +1,307 @@
+"""`hindsight-exec import hermes`: what Hermes had before, each session once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import sqlite3
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from serving import Serving, documents, stored
+
+from hindsight_exec.cli import main
+from hindsight_exec.errors import ConfigError
+from hindsight_exec.hermes.history import past_sessions
+
+from .recording import configure
+
+AT = 1_760_000_000.0  # an autumn day of 2025
+
+# As hermes-agent 0.19.0 makes them, with the columns that count.
+TABLES = """
+CREATE TABLE sessions (id TEXT PRIMARY KEY, source TEXT, user_id TEXT, chat_id TEXT,
+    chat_type TEXT, thread_id TEXT, model_config TEXT, parent_session_id TEXT,
+    started_at REAL, title TEXT);
+CREATE TABLE messages (id INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT, role TEXT,
+    content TEXT, timestamp REAL, observed INTEGER DEFAULT 0, active INTEGER DEFAULT 1,
+    compacted INTEGER DEFAULT 0);
+"""
+
+
+class History:
+    """Writes a state.db."""
+
+    def __init__(self, home: Path) -> None:
+        self.db = sqlite3.connect(home / "state.db", isolation_level=None)
+        self.db.executescript(TABLES)
+        self.at = AT
+
+    def session(self, name, *, source="cli", parent=None, config=None):
+        self.at += 100
+        self.db.execute(
+            "INSERT INTO sessions (id, source, parent_session_id, model_config, started_at, title)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (name, source, parent, config, self.at, f"about {name}"),
+        )
+
+    def say(self, session, role, content, **columns):
+        self.at += 1
+        row = {"session_id": session, "role": role, "content": content, "timestamp": self.at}
+        row.update(columns)
+        places = ", ".join("?" * len(row))
+        self.db.execute(
+            f"INSERT INTO messages ({', '.join(row)}) VALUES ({places})", list(row.values())
+        )
+
+    def talk(self, session, *numbers, **columns):
+        for number in numbers:
+            self.say(session, "user", f"question {number} of {session}", **columns)
+            self.say(session, "assistant", f"answer {number} of {session}", **columns)
+
+
+@pytest.fixture
+def history(home):
+    history = History(home)
+    yield history
+    history.db.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Serving(tmp_path / "data")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def run(home, server, capsys):
+    """Runs the command; returns its exit status, what it printed and what it noted."""
+    configure(home, api_url=server.url, bank_id="b", retain_document_chars=200)
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = main(["import", "hermes", "--home", str(home), *arguments])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def said(session, *numbers):
+    return [
+        text
+        for number in numbers
+        for text in (
+            f"User: question {number} of {session}",
+            f"Assistant: answer {number} of {session}",
+        )
+    ]
+
+
+def texts(home):
+    return {
+        past.identity.session: [(turn.user, turn.assistant) for turn in past.turns]
+        for past in past_sessions(home)
+    }
+
+
+def test_sessions_are_imported_once(history, run, server, home):
+    """Each session arrives whole, in order and dated by its turns; a second run does nothing."""
+    for name in ("one", "two"):
+        history.session(name)
+        history.talk(name, *range(20))
+    status, out, _ = run("--yes")
+    assert (status, out) == (0, "40 of 40 turns stored\n")
+    expected = {name: said(name, *range(20)) for name in ("one", "two")}
+    assert stored(server.url) == expected
+    first = documents(server.url)[0]
+    # Hermes' own time, with the offset of this machine.
+    assert time.strftime("%Y-%m-%d", time.localtime(AT)) in json.dumps(first["retain_params"])
+    assert first["document_metadata"]["platform"] == "cli"
+    assert run("--yes")[1].startswith("session")
+    assert stored(server.url) == expected
+    assert not list((home / "hindsight" / "outbox").glob("*.db"))
+
+
+def test_a_dry_run_changes_nothing(history, run, server, home):
+    """It says what would be imported and what it costs, and neither file nor server changes."""
+    history.session("one")
+    history.talk("one", 1, 2)
+    before = (home / "state.db").read_bytes()
+    status, out, _ = run("--dry-run")
+    assert status == 0
+    assert "1 session to import, with 2 turns: about 1 extraction" in out
+    (session,) = json.loads(run("--dry-run", "--json")[1])["sessions"]
+    assert (session["session"], session["state"], session["turns"]) == ("one", "new", 2)
+    assert documents(server.url) == []
+    assert (home / "state.db").read_bytes() == before
+
+
+def test_it_asks_first(history, run, server, monkeypatch):
+    """Without a terminal to ask on and without --yes nothing is imported."""
+    history.session("one")
+    history.talk("one", 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    status, _, err = run()
+    assert status == 2
+    assert "--yes" in err
+    assert documents(server.url) == []
+
+
+def test_an_import_that_was_killed_goes_on(history, run, server, home):
+    """Whatever part of a session was sent before, all of it is stored once afterwards."""
+    history.session("one")
+    history.talk("one", *range(30))
+    assert run("--yes")[0] == 0
+    everything = documents(server.url)
+    journal = home / "hindsight" / "outbox" / "imported.jsonl"
+    lines = journal.read_text().split()
+    # Killed after the session had begun, in the middle of a line.
+    journal.write_text(journal.read_text().rpartition("\n")[0] + '\n["http')
+    assert len(lines) > 1
+    status, out, _ = run("--yes")
+    assert (status, out) == (0, "30 of 30 turns stored\n")
+    again = documents(server.url)
+    assert [one["id"] for one in again] == [one["id"] for one in everything]
+    assert stored(server.url) == {"one": said("one", *range(30))}
+
+
+def test_what_the_bank_has_is_left_out(history, run, server):
+    """Sessions that were retained live, by whichever provider, are not imported again."""
+    for name in ("ours", "theirs", "new"):
+        history.session(name)
+        history.talk(name, 1)
+    assert run("--yes", "--session", "ours")[0] == 0
+    url = f"{server.url}/v1/default/banks/b/memories"
+    item = {"content": "[]", "document_id": "theirs", "update_mode": "append"}
+    body = json.dumps({"items": [item], "async": False}).encode()
+    urllib.request.urlopen(
+        urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    ).close()
+    states = {
+        session["session"]: session["state"]
+        for session in json.loads(run("--dry-run", "--json")[1])["sessions"]
+    }
+    assert states == {"ours": "done", "theirs": "in the bank", "new": "new"}
+
+
+def test_a_session_in_use_is_left_alone(history, run):
+    """One of the last hour may still go on, and is retained live; naming it imports it."""
+    history.session("now")
+    history.at = time.time() - 60
+    history.talk("now", 1)
+    (session,) = json.loads(run("--dry-run", "--json")[1])["sessions"]
+    assert session["state"] == "in use"
+    (session,) = json.loads(run("--dry-run", "--json", "--session", "now")[1])["sessions"]
+    assert session["state"] == "new"
+
+
+def test_since(history, run):
+    """Only sessions that were used since a date."""
+    history.session("old")
+    history.talk("old", 1)
+    assert json.loads(run("--dry-run", "--json", "--since", "2026-01-01")[1])["sessions"] == []
+    with pytest.raises(SystemExit):
+        run("--since", "yesterday")
+
+
+def test_what_was_no_conversation(history, home):
+    """Left out: schedules, delegates, what was undone, onlookers, nudges and injected memories."""
+    history.session("cron", source="cron")
+    history.talk("cron", 1)
+    history.session("child", parent="talk", config='{"_delegate_from": "talk"}')
+    history.talk("child", 1)
+    history.session("talk", config="{broken")
+    history.talk("talk", 1)
+    history.talk("talk", 2, active=0)
+    history.talk("talk", 3, observed=1)
+    history.say("talk", "user", "[System: Continue now. Where you were.]")
+    history.say("talk", "assistant", "on it")
+    history.say("talk", "tool", "output")
+    history.say(
+        "talk", "user", "<memory-context>old</memory-context>\nhello", active=0, compacted=1
+    )
+    parts = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    history.say("talk", "assistant", f"\x00json:{json.dumps(parts)}")
+    history.session("empty")
+    assert texts(home) == {
+        "talk": [
+            ("question 1 of talk", "answer 1 of talk"),
+            ("hello", "hi\n[image]"),
+        ]
+    }
+
+
+def test_copies_that_compression_made(history, home):
+    """A summary and the messages copied around it are no new turns; what is said twice is."""
+    history.session("long")
+    history.talk("long", *range(6), active=0, compacted=1)
+    history.say("long", "user", "yes", active=0, compacted=1)
+    history.say("long", "assistant", "done", active=0, compacted=1)
+    history.talk("long", 0)  # the head
+    history.say("long", "user", "[CONTEXT COMPACTION — REFERENCE ONLY] Earlier turns …")
+    history.talk("long", 5)  # the tail
+    history.talk("long", 6)
+    history.say("long", "user", "yes")
+    history.say("long", "assistant", "done")
+    history.session("longer", parent="long")
+    history.talk("long", 6, session_id="longer")  # copied into the continuation
+    history.talk("longer", 7)
+    numbered = [(f"question {n} of long", f"answer {n} of long") for n in range(7)]
+    yes = ("yes", "done")
+    assert texts(home) == {
+        "long": [*numbered[:6], yes, numbered[6], yes],
+        "longer": [("question 7 of longer", "answer 7 of longer")],
+    }
+
+
+def test_no_history(home, run, capsys):
+    """A folder without one, or with another's file, is named."""
+    with pytest.raises(ConfigError, match=r"state\.db"):
+        next(past_sessions(home))
+    (home / "state.db").write_text("no database")
+    assert run()[0] == 2
+    with pytest.raises(ConfigError, match="cannot be read"):
+        next(past_sessions(home))
+
+
+def test_two_imports_at_once(history, run, home):
+    """The second one is told that another runs."""
+    history.session("one")
+    history.talk("one", 1)
+    assert run("--dry-run")[0] == 0
+    with (home / "hindsight" / "outbox" / "imported.jsonl").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, _, err = run("--yes")
+    assert status == 2
+    assert "another import runs" in err
+
+
+@pytest.mark.hermes
+def test_sessions_of_the_real_host(home, run, server):
+    """What Hermes' own code wrote, compressed in place, is read as it was said."""
+    state = pytest.importorskip("hermes_state", reason="hermes-agent is not installed")
+    with contextlib.closing(state.SessionDB(db_path=home / "state.db")) as db:
+        db.create_session("real", "telegram")
+        for number in range(8):
+            for role, what in (("user", "question"), ("assistant", "answer")):
+                db.append_message(
+                    "real", role, f"{what} {number} of real", timestamp=AT + number * 60
+                )
+        db.archive_and_compact(
+            "real",
+            [
+                {"role": "user", "content": "[CONTEXT COMPACTION — REFERENCE ONLY] so far …"},
+                {"role": "user", "content": "question 7 of real"},
+                {"role": "assistant", "content": "answer 7 of real"},
+            ],
+        )
+        db.append_message("real", "user", "question 8 of real", timestamp=AT + 1000)
+        db.append_message("real", "assistant", "answer 8 of real", timestamp=AT + 1001)
+    status, _, err = run("--yes", "--session", "real")
+    assert (status, err) == (0, "")
+    assert stored(server.url) == {"real": said("real", *range(9))}
