@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 from .errors import OutboxUnavailable
+from .outbox import MAX_SOURCES
 from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
 from .turns import document_id, document_item
 
@@ -115,6 +116,8 @@ class Box:
 
     def source(self, number: int) -> Source:
         if number not in self._sources:
+            if len(self._sources) >= MAX_SOURCES:  # a gateway's life is long
+                self._sources.clear()
             self._sources[number] = self.outbox.source(number)
         return self._sources[number]
 
@@ -151,7 +154,7 @@ class Box:
                 members = rows[start : start + count]
                 turns = [turn for _, turn in members]
                 at = turns[0].given_at
-                name = document_id(source.session, at)
+                name = document_id(source.session, at, turns[0].payload)
                 item = document_item(source, name, turns)
                 made.append(([row for row, _ in members], name, at, item))
                 start += count

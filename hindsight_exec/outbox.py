@@ -51,6 +51,9 @@ MAX_ROW_BYTES = 1 << 28
 #: Free bytes of a file that are worth a VACUUM.
 _VACUUM_BYTES = 4 << 20
 
+#: Sources that are known by heart, and that are left when nothing is of them.
+MAX_SOURCES = 4096
+
 # Damage that sqlite3 calls an OperationalError, as it does a full disk. The
 # message about text that cannot be decoded holds that text.
 _DAMAGE = re.compile(
@@ -185,11 +188,12 @@ class Outbox:
     _BYTES = """SELECT (SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM turns)
         + (SELECT coalesce(sum(bytes), 0) FROM documents)"""
     _OF_SESSION = " WHERE source IN (SELECT id FROM sources WHERE session = ?)"
+    _UNUSED_SOURCES = """DELETE FROM sources WHERE id NOT IN
+        (SELECT source FROM turns UNION SELECT source FROM documents)"""
     _UNUSED = (
         """DELETE FROM batches WHERE id NOT IN
             (SELECT batch FROM documents WHERE batch IS NOT NULL)""",
-        """DELETE FROM sources WHERE id NOT IN
-            (SELECT source FROM turns UNION SELECT source FROM documents)""",
+        _UNUSED_SOURCES,
         """DELETE FROM destinations WHERE id NOT IN (SELECT destination FROM sources)""",
     )
     _COUNTS = """SELECT
@@ -335,6 +339,9 @@ class Outbox:
 
     def _source(self, source: Source) -> tuple[int, int]:
         """The numbers of a source and its destination, new or known."""
+        if len(self._sources) >= MAX_SOURCES:
+            self._db.execute(self._UNUSED_SOURCES)
+            self._sources.clear()
         where = (source.url, source.credential, source.bank)
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where

@@ -187,9 +187,10 @@ class Request:
         while True:
             context = {"reused": False}
             try:
-                status, headers, body = await self.exchange(context)
+                session = self.server.session()
+                status, headers, body = await self.exchange(session, context)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if self.again and context["reused"]:
+                if self.again and context["reused"] and not session.aiohttp.closed:
                     # The server closed an idle connection just then. Once: the
                     # next one may be such a one too, but fresh ones exist.
                     self.again = False
@@ -208,12 +209,13 @@ class Request:
             # aiohttp's own, and that may hold the request's headers.
             raise failure from cause
 
-    async def exchange(self, context: dict[str, bool]) -> tuple[int, Mapping[str, str], bytes]:
+    async def exchange(
+        self, session: _Session, context: dict[str, bool]
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Send; return status, headers and the decoded body."""
         import aiohttp  # noqa: PLC0415
         from yarl import URL  # noqa: PLC0415
 
-        session = self.server.session()
         headers = dict(self.server.headers)
         data: bytes | AsyncIterator[bytes] | None = self.body
         if self.body is not None:

@@ -23,7 +23,7 @@ from .delivery import Delivery
 from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
 from .executor import DrainingExecutor, call_at_exit
 from .loop import background_loop
-from .outbox import Outbox
+from .outbox import MAX_SOURCES, Outbox
 from .request import import_aiohttp
 from .salvage import salvage
 
@@ -94,7 +94,9 @@ class Shared:
         set back: documents sort by them."""
         with self.lock:
             self._last_at = at = max(time.time(), self._last_at + 1e-6)
-            number = self._numbers.get(source.session, 0) + turn
+            number = self._numbers.pop(source.session, 0) + turn
+            if len(self._numbers) >= MAX_SOURCES:  # a gateway's life is long
+                del self._numbers[next(iter(self._numbers))]  # the one not used for longest
             self._numbers[source.session] = number
         return at, number
 

@@ -276,11 +276,14 @@ def time_ordered_id(at: float, key: str = "") -> str:
     return str(uuid.UUID(int=value))
 
 
-def document_id(session: str, at: float, key: str = "") -> str:
-    """A document's id, new, or the one that belongs to ``key``; those of a session
-    sort by ``at``, their first turn's time.
+def document_id(session: str, at: float, content: str) -> str:
+    """The id of the document that begins with ``content``, at the time ``at``.
+
+    The same for the same: a document that is made again, as the disk forgot
+    that it was made or somebody imports it again, takes the place of the first.
+    The ids of a session sort by ``at``, POSIX time in seconds.
 
     The turn's time and not the document's: turns that waited for the next
     start still sort before those that were given meanwhile.
     """
-    return f"{session}/{time_ordered_id(at, key)}"
+    return f"{session}/{time_ordered_id(at, content)}"

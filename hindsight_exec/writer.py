@@ -97,7 +97,7 @@ class RetainWriter:
         given_at, index = ours.next(source)
         turn = turns.turn(messages, given_at=given_at, index=index)
         if immediate:
-            document_id = turns.document_id(source.session, given_at)
+            document_id = turns.document_id(source.session, given_at, turn.payload)
             item = turns.document_item(source, document_id, [turn])
             self._keep_document(ours, source, document_id, item, given_at)
             return
@@ -136,7 +136,7 @@ class RetainWriter:
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         ours = self._joined()
         given_at, _ = ours.next(source, turn=False)
-        document_id = turns.document_id(source.session, given_at)
+        document_id = turns.document_id(source.session, given_at, text)
         item = turns.text_item(source, document_id, text, given_at, timestamp)
         self._keep_document(ours, source, document_id, item, given_at)
 

@@ -285,7 +285,7 @@ def dead_process(state: Path, session: str, url: str) -> Path:
             if number in (5, 11, 17):
                 made = []
                 for row, one in box.held_turns(held, 100):
-                    document_id = turns.document_id(session, one.given_at)
+                    document_id = turns.document_id(session, one.given_at, one.payload)
                     item = turns.document_item(given, document_id, [one])
                     made.append(([row], document_id, one.given_at, item))
                 destination = box.close_documents(held, made)

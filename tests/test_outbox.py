@@ -77,7 +77,9 @@ def close_all(outbox: Outbox, number: int, each: int = 1) -> int:
     made = []
     for start in range(0, len(rows), each):
         part = rows[start : start + each]
-        document_id = turns.document_id(outbox.source(number).session, part[0][1].given_at)
+        document_id = turns.document_id(
+            outbox.source(number).session, part[0][1].given_at, part[0][1].payload
+        )
         item = turns.document_item(outbox.source(number), document_id, [one for _, one in part])
         made.append(([row for row, _ in part], document_id, part[0][1].given_at, item))
     return outbox.close_documents(number, made)
@@ -322,6 +324,19 @@ def test_sources_are_told_apart(box: Outbox) -> None:
 
 
 # --- batches ------------------------------------------------------------------
+
+
+def test_sources_that_nothing_is_left_of(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that sees sessions without end keeps those it has something of."""
+    monkeypatch.setattr("hindsight_exec.outbox.MAX_SOURCES", 5)
+    kept = box.put(source("kept"), turn(0))
+    for number in range(50):
+        destination = fill(box, 1, f"session {number}")
+        box.complete(batch_of(box, destination, str(number)))
+        assert len(box.sources()) <= 7
+    assert box.put(source("kept"), turn(1)) == kept
+    assert box.source(kept) == source("kept")
+    assert len(box.held_turns(kept, 10)) == 2
 
 
 def test_a_batch_is_bound_before_its_first_send(path: Path) -> None:

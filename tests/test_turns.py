@@ -56,7 +56,7 @@ def test_ids_sort_by_time(microseconds: int, later: int) -> None:
 
 def test_turns_a_microsecond_apart_sort_right() -> None:
     """The writer's times grow by a microsecond at least, and so do the ids."""
-    ids = [turns.document_id("s", AT + n * 1e-6) for n in range(5000)]
+    ids = [turns.document_id("s", AT + n * 1e-6, "x") for n in range(5000)]
     assert ids == sorted(ids)
 
 
@@ -70,12 +70,18 @@ def test_an_id_is_a_uuid_of_version_7() -> None:
 
 def test_ids_of_one_moment_differ() -> None:
     """Two processes that are given turns of one session at one moment write two documents."""
-    assert len({turns.document_id("s", AT) for _ in range(1000)}) == 1000
+    assert len({turns.document_id("s", AT, f"turn {n}") for n in range(1000)}) == 1000
+    assert len({turns.time_ordered_id(AT) for _ in range(1000)}) == 1000
+
+
+def test_a_document_made_again_has_its_id() -> None:
+    """A document that a lost page made us forget takes its own place when it is made again."""
+    assert turns.document_id("s", AT, "turn") == turns.document_id("s", AT, "turn")
 
 
 def test_a_document_id_begins_with_its_session() -> None:
     """All documents of a session can be told by the id."""
-    session, _, rest = turns.document_id("a/b", AT).rpartition("/")
+    session, _, rest = turns.document_id("a/b", AT, "x").rpartition("/")
     assert session == "a/b"
     assert uuid.UUID(rest)
 
@@ -196,7 +202,9 @@ def test_unstorable_characters_of_a_source() -> None:
     )
     assert (given.bank, given.session, given.context) == ("x", "x", "x")
     assert given.tags == ("x", "session:x")
-    item = json.loads(turns.document_item(given, turns.document_id(given.session, AT), [turn("1")]))
+    item = json.loads(
+        turns.document_item(given, turns.document_id(given.session, AT, "x"), [turn("1")])
+    )
     assert item["metadata"]["x"] == "x"
     assert item["observation_scopes"] == [["x", "\\u0000"]]
     text = turns.text_item(given, "s/id", bad, AT, "2020\ud800")
@@ -229,7 +237,7 @@ def test_a_session_of_ten_thousand_characters() -> None:
     assert len(given.session) == 255
     assert given.session.startswith("long/")
     assert all(len(tag) <= 255 for tag in given.tags)
-    assert len(turns.document_id(given.session, AT)) <= 300
+    assert len(turns.document_id(given.session, AT, "x")) <= 300
 
 
 # --- bad input ----------------------------------------------------------------

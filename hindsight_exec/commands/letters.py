@@ -127,9 +127,9 @@ def outbox_purge(args: argparse.Namespace) -> int:
         aside = spool.aside(folder)
         if aside and session is None:
             for path in aside:
-                for name in (path, path.with_name(f"{path.name}-wal")):
+                for suffix in ("", "-wal", "-journal"):
                     with contextlib.suppress(FileNotFoundError):
-                        name.unlink()
+                        path.with_name(path.name + suffix).unlink()
             note(f"erased {counted(len(aside), 'file')} that had been set aside")
         elif aside:
             missed.append(

@@ -96,7 +96,7 @@ def item(session: str, text: str, at: float = 1_790_000_000.0) -> tuple[str, byt
         metadata={"platform": "test"},
     )
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}]
-    name = document_id(session, at)
+    name = document_id(session, at, session)
     return name, document_item(from_here, name, [turn(messages, given_at=at, index=1)])
 
 
