@@ -6,6 +6,7 @@ import asyncio
 import enum
 import gzip
 import random
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -56,11 +57,17 @@ class Proxy:
 
     `plan` is called on the proxy's thread and may be replaced at any time. `exchanges` grows in
     the order the requests came in. With several servers it balances: each connection goes to the
-    next one that takes it, and `served` counts them by URL.
+    next one that takes it, and `served` counts them by URL. `at` is a socket that is bound, if the
+    port is to be known before anybody listens.
     """
 
     def __init__(
-        self, server: str, plan: Optional[Plan] = None, *, also: Sequence[str] = ()
+        self,
+        server: str,
+        plan: Optional[Plan] = None,
+        *,
+        also: Sequence[str] = (),
+        at: Optional[socket.socket] = None,
     ) -> None:
         self._servers = deque([server, *also])
         self.served: Counter[str] = Counter()
@@ -69,7 +76,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[object]] = set()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0)
+            asyncio.start_server(self._serve, sock=at or socket.create_server(("127.0.0.1", 0)))
         )
         port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
