@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import sqlite3
 import stat
 import sys
@@ -656,6 +657,19 @@ def test_an_unusable_address_is_one_line(option: dict[str, Any]) -> None:
     """An address nobody can listen at is a ConfigError."""
     with pytest.raises(ConfigError, match="cannot listen at"):
         start(**option)
+
+
+def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that ends in the middle of a request is not logged, and keeps nobody waiting."""
+    with serving() as api:
+        port = api._connection.port
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(
+                b"POST /v1/default/banks/b/memories HTTP/1.1\r\nHost: x\r\n"
+                b'Content-Length: 99\r\n\r\n{"items": ['
+            )
+            assert api.retain(item("x")).status == 200  # by now the server waits for the rest
+    assert not caplog.records
 
 
 def test_an_unusable_folder_is_one_line(tmp_path: Path) -> None:

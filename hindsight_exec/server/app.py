@@ -122,6 +122,9 @@ class _Api:
         except sqlite3.Error as error:
             _logger.warning("%s %s: %s", request.method, request.path, error)
             return _json({"detail": str(error)}, 500)
+        except (ConnectionError, web.RequestPayloadError):
+            # Raised, it would be logged as an error. Nobody reads this.
+            return _json({"detail": "The client left in the middle of its request"}, 400)
         except Exception:
             _logger.exception("%s %s", request.method, request.path)
             return _json({"detail": "Internal server error"}, 500)
