@@ -41,8 +41,8 @@ AT_ONCE = 5
 
 ENDS = {
     "end of main": "give()",
-    "sys.exit": "give(); sys.exit(3)",
-    "exception": "give(); raise LookupError",
+    "sys.exit": "give(); ending(); sys.exit(3)",
+    "exception": "give(); ending(); raise LookupError",
     "Ctrl-C": "give(); kill('SIGINT')",
     "Ctrl-C twice": """
 def again():
@@ -66,7 +66,7 @@ kill('SIGTERM')
 """,
     "SIGHUP": "give(); kill('SIGHUP')",
     "SIGKILL": "give(); kill('SIGKILL')",
-    "os._exit": "give(); say('ending', time.monotonic()); os._exit(5)",
+    "os._exit": "give(); ending(); os._exit(5)",
     "daemon thread": """
 threading.Thread(target=give, daemon=True).start()
 taken.wait()  # the first turn; main ends while more are given
@@ -95,8 +95,11 @@ def give(count=None, session="s"):
         say("taken", number)
         taken.set()
 
-def kill(name):
+def ending():
     say("ending", time.monotonic())
+
+def kill(name):
+    ending()
     os.kill(os.getpid(), getattr(signal, name))
     signal.pause()
 
@@ -245,7 +248,8 @@ def run(cell: Cell, *, number: int, url: str) -> dict[str, Any]:
         where = (f"http://{cell.host}:{at.getsockname()[1]}", bank, state)
         start = partial(Front, url, cell.server, number, at)
         front = None if cell.server == "refusing" else stack.enter_context(start())
-        end = f"{ENDS[cell.end]}\nsay('ending', time.monotonic())\n"
+        end = f"{ENDS[cell.end]}\nending()\n"
+        began = time.monotonic()
         out, err, ended = _run(GIVE + end, folder, *where, cell.turns, DRAIN_TIMEOUT)
         said = [line.split() for line in out.splitlines()]
         taken = [words[1] for words in said if words[0] == "taken"]
@@ -269,7 +273,7 @@ def run(cell: Cell, *, number: int, url: str) -> dict[str, Any]:
         "waiting": waiting,
         "lost": sum(one not in found for one in taken),
         "twice": sum(count > 1 for count in found.values()),
-        "seconds": round(ended - ending[0], 3) if ending else None,
+        "seconds": round(ended - (ending or [began])[0], 3),
         "noise": noise(err, expected) + complaints.splitlines(),
     }
 
@@ -327,7 +331,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         lines += ["", f"| {by} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for value in values:
             of = [row for row in rows if row[by] == value]
-            seconds = [row["seconds"] for row in of if row["seconds"] is not None]
+            seconds = [row["seconds"] for row in of]
             sums = [sum(row[key] for row in of) for key in ("taken", "delivered", "waiting")]
             sums += [sum(row[key] for row in of) for key in ("lost", "twice")]
             figures = [len(of), *sums, sum(len(row["noise"]) for row in of)]

@@ -14,6 +14,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(600)
 def test_pairwise() -> None:
     """Every pair of end, kind of server, host and number of turns, with a bound of a second."""
     failed = [row for row in matrix.run_all(matrix.pairwise()) if matrix.failed(row)]
