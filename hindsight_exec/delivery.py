@@ -53,6 +53,7 @@ class Delivery:
     Args:
         lease, key, tell: See :class:`.servers.Servers`.
         adopt: Takes over boxes that dead processes left, at most so many.
+        prepare: Gets ready for the first request, if there is time before it.
         retire: Told that a box is idle, or (``box.broken``) cannot be used.
         stall_after: Seconds without a success, while turns wait, after which
             one warning is logged.
@@ -65,11 +66,13 @@ class Delivery:
         key: Callable[[str, str], Optional[str]],
         tell: Callable[[str], None],
         adopt: Callable[[int], list[Box]],
+        prepare: Callable[[], None],
         retire: Callable[[Box], None],
         stall_after: float = 300.0,
     ) -> None:
         self._tell = tell
         self._adopt = adopt
+        self._prepare = prepare
         self._retire = retire
         self._stall_after = stall_after
         self.progress = Progress()
@@ -87,6 +90,7 @@ class Delivery:
         self._abandoned = False
         # The worker's own:
         self._poll_now = False
+        self._prepared = False
         self._adopt_at = 0.0
         self._stalled = False
         self._disk_failed = False
@@ -157,6 +161,10 @@ class Delivery:
                         self.running = False
                         self.progress.notify_all()
                         return
+            if not self._prepared and not self.servers.closing:
+                # While turns are held: exit may leave no time for it.
+                self._prepared = True
+                self._prepare()
             self._wake.wait(None if due is None else min(max(0.0, due - time.monotonic()), 3600.0))
 
     def _pass(self, now: float, closing: bool) -> Optional[float]:

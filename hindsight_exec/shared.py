@@ -64,6 +64,7 @@ class Shared:
             lease=self._lease,
             key=self._key,
             adopt=self._adopt,
+            prepare=import_aiohttp,
             retire=self._retire,
             tell=self._tell,
         )
@@ -80,6 +81,7 @@ class Shared:
         self._skip: set[Path] = set()
         self._numbers: dict[str, int] = {}
         self._last_at = 0.0
+        self._late: Optional[Path] = None  # where the last turn after closing went
 
     def add(self, handle: RetainWriter) -> None:
         settings = handle.settings
@@ -147,10 +149,13 @@ class Shared:
         try:
             if self.settings.durability == "memory":
                 raise OutboxUnavailable("durability is memory, and the writer is closed")
-            claim = spool.create(self.folder)
+            # One file for all of them, unless another process has it by now.
+            claim = spool.adopt(self._late) if self._late else None
+            claim = claim or spool.create(self.folder)
             outbox = self._open(claim.path)
             try:
                 put(outbox)
+                self._late = claim.path
             finally:
                 outbox.close()
         except OutboxUnavailable as error:
@@ -376,7 +381,13 @@ class Shared:
             self._own = self._spare = None
             claims, self._claims = self._claims, {}
         if self.executor.pending:
-            return  # the worker is stuck, perhaps inside a file: leave it all
+            # The worker is stuck, perhaps inside a file: leave it all.
+            if claims and self.delivery.progress.acquire(timeout=1.0):
+                try:
+                    _tell_waiting(sum(self.delivery.progress.waiting.values()))
+                finally:
+                    self.delivery.progress.release()
+            return
         on_disk = in_memory = 0
         for box in self.delivery.boxes:
             with contextlib.suppress(OutboxUnavailable, ValueError):
@@ -389,14 +400,17 @@ class Shared:
                 self._let_go(box, claims[box])
             else:
                 box.outbox.close()
-        if on_disk:
-            _logger.warning(
-                "%d turn(s) wait on disk and are sent at the next start, or by "
-                "'hindsight-exec flush'",
-                on_disk,
-            )
+        _tell_waiting(on_disk)
         if in_memory:
             _logger.error("%d turn(s) were only in memory and are lost", in_memory)
+
+
+def _tell_waiting(turns: int) -> None:
+    if turns:
+        _logger.warning(
+            "%d turn(s) wait on disk and are sent at the next start, or by 'hindsight-exec flush'",
+            turns,
+        )
 
 
 # --- one for each folder ------------------------------------------------
