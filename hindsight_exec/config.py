@@ -143,8 +143,10 @@ class Settings:
         choices=("full", "normal", "memory"), group="Delivery")
 
     llm_provider: str = _key("openai", "text", "LLM provider of the embedded server.", group="Embedded")
-    llm_model: str = _key("", "text", "LLM of the embedded server.", group="Embedded")
+    llm_model: str = _key("", "text", "LLM of the embedded server; the provider's usual one without it.", group="Embedded")
     llm_base_url: str = _key("", "text", "Endpoint of the LLM.", env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
+    llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
+        aliases=("llmApiKey",), group="Embedded", repr=False)
     idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops; 0 means never.",
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
     port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,

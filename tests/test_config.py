@@ -85,6 +85,7 @@ def test_every_key_of_the_file_is_read(home):
         "retain_user_prefix": "U", "retain_assistant_prefix": "A",
         "observation_scopes": [["a"], ["b", "c"]], "retain_indicator": False, "drain_timeout": 2,
         "durability": "normal", "llm_provider": "groq", "llm_model": "mm", "llm_base_url": "http://l",
+        "llm_api_key": "lk",
         "idle_timeout": 0, "port_health_grace_timeout": 60, "profile": "pp",
     }  # fmt: skip
     path = write(home, values)

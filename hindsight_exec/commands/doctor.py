@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # From this version on a retain that is sent again is told by its operation id.
 _KNOWS_OPERATIONS = (0, 8, 6)
+# Seconds that somebody at the terminal waits for a server that hangs.
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,18 @@ def _server(state: Path, args: argparse.Namespace) -> Iterator[Check]:
         )
         return
     yield Check("configuration", "ok", str(settings.source or "environment and arguments"))
-    yield from background_loop().run(_ask(settings)).result()
+    yield from server_checks(settings)
+
+
+def server_checks(settings: Settings) -> list[Check]:
+    """Whether the configured server answers, which version it is, and whether it takes the key."""
+    return background_loop().run(_ask(settings)).result()
 
 
 async def _ask(settings: Settings) -> list[Check]:
     checks = []
-    async with HindsightClient(settings.api_url, api_key=settings.api_key) as client:
+    client = HindsightClient(settings.api_url, api_key=settings.api_key, timeout=_PATIENCE)
+    async with client:
         try:
             version = await client.version()
         except ServerError as error:

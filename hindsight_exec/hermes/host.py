@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from dataclasses import dataclass
+from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
 
@@ -48,6 +50,18 @@ _status = _take("agent.memory_provider", "RecallStatus")
 #: A Hermes that has this class shows indicators; 0.19 does not.
 SHOWS_INDICATORS = _status is not None
 RecallStatus: Any = _status or _RecallStatus
+
+
+def ask_secret(prompt: str) -> str:
+    """What the user types, unseen. From a pipe: its next line.
+
+    Raises:
+        EOFError: There is no more input.
+    """
+    if sys.stdin.isatty():
+        typed: str = (_take("hermes_cli.secret_prompt", "masked_secret_prompt") or getpass)(prompt)
+        return typed
+    return input(prompt)
 
 
 def hermes_home() -> Path:

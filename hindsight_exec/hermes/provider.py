@@ -101,6 +101,12 @@ class HindsightMemoryProvider(host.MemoryProvider):
     def save_config(self, values: Mapping[str, Any], hermes_home: str) -> None:
         setup.save_config(values, Path(hermes_home))
 
+    def post_setup(self, hermes_home: str, config: Any) -> None:
+        """``hermes memory setup``: asks, saves, makes this the provider, and tries the connection."""
+        from hindsight_exec.hermes.wizard import run  # noqa: PLC0415 - only when it is used
+
+        run(Path(hermes_home))
+
     def get_status_config(self, provider_config: Any = None) -> Dict[str, Any]:
         """What ``hermes memory status`` shows: where turns go, and how many wait or are dead."""
         return setup.status(self._settings, self._home or host.hermes_home())

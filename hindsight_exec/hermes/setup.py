@@ -16,7 +16,7 @@ from hindsight_exec.errors import ConfigError
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 
-_KEY_PAGE = "https://ui.hindsight.vectorize.io"
+KEY_PAGE = "https://ui.hindsight.vectorize.io"
 
 
 def state_of(home: Optional[Path]) -> Optional[Path]:
@@ -46,7 +46,9 @@ def config_schema() -> List[Dict[str, Any]]:
         if about["group"] == "Embedded":
             field["when"] = {"mode": "local_embedded"}
         if about["kind"] == "secret":
-            field.update(secret=True, env_var=about["env"], url=_KEY_PAGE)
+            field.update(secret=True, env_var=about["env"])
+            if item.name == "api_key":
+                field["url"] = KEY_PAGE
         elif item.default is not None:
             default: Any = item.default
             field["default"] = ",".join(default) if isinstance(default, tuple) else default
@@ -65,17 +67,31 @@ def save_config(values: Mapping[str, Any], home: Path) -> None:
         ConfigError: The file holds something else, which is not overwritten.
     """
     path = home / "hindsight" / "config.json"
+    existing = read_config(path)
+    secret = {item.name for item in configurable() if item.metadata["kind"] == "secret"}
+    existing.update({key: value for key, value in values.items() if key not in secret})
+    write_config(path, existing)
+
+
+def read_config(path: Path) -> Dict[str, Any]:
+    """What a config.json holds; nothing if there is none.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
     try:
         existing = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        existing = {}
+        return {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): repair or remove it first") from error
     if not isinstance(existing, dict):
         raise ConfigError(f"{path} does not hold a JSON object: repair or remove it first")
-    secret = {item.name for item in configurable() if item.metadata["kind"] == "secret"}
-    existing.update({key: value for key, value in values.items() if key not in secret})
-    write_private(path, json.dumps(existing, indent=2, ensure_ascii=False) + "\n")
+    return existing
+
+
+def write_config(path: Path, values: Mapping[str, Any]) -> None:
+    write_private(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -1,0 +1,159 @@
+"""What ``hermes memory setup`` asks: no more than the mode needs, and Enter keeps what there is.
+
+Hermes' own walk over the schema asks for every key, knows nothing of what
+config.json holds, and shows the end of the API key.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
+
+from hindsight_exec.config import CLOUD_URL, LOCAL_URL, Settings, configurable
+from hindsight_exec.config_values import PARSERS, WrongValue
+from hindsight_exec.errors import ConfigError
+from hindsight_exec.hermes import host, setup
+from hindsight_exec.hermes.install import NAME
+from hindsight_exec.hermes.yaml_edit import with_provider
+from hindsight_exec.urls import normalise_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["run"]
+
+_ITEMS = {item.name: item for item in configurable()}
+_ASKED = {
+    "cloud": ("api_key", "bank_id"),
+    "local_external": ("api_url", "api_key", "bank_id"),
+    "local_embedded": ("llm_provider", "llm_base_url", "llm_model", "llm_api_key", "bank_id"),
+}
+_HINTS = {
+    "api_key": f"from {setup.KEY_PAGE}, or of your own server",
+    "llm_provider": "openai, anthropic, gemini, groq, openrouter, ollama, lmstudio, openai_compatible",
+    "llm_base_url": "only where it is not the provider's own",
+    "llm_api_key": "none for a local one",
+}
+
+_GOOD, _BAD = "\N{CHECK MARK}", "\N{BALLOT X}"
+
+
+def run(home: Path) -> None:
+    """Asks on the terminal, saves, and tries the connection. Ctrl-C changes nothing."""
+    print("\n  Hindsight memory. Enter keeps what stands in [brackets], '-' empties it.\n")
+    try:
+        settings = Settings.load(home, host.environment())
+        # It may be the user's own file, which the one written here takes the place of.
+        values = setup.read_config(settings.source or home / "hindsight" / "config.json")
+        answers = _ask(settings)
+        written = _save(home, values, answers)
+    except (KeyboardInterrupt, EOFError):
+        print("\n  Nothing was changed.\n")
+        return
+    except (ConfigError, OSError) as error:
+        print(f"\n  Not set up: {error}\n")
+        return
+    print(f"\n  Saved in {', '.join(map(str, written))}.")
+    removed = {_ITEMS[name].metadata["env"] for name, value in answers.items() if not value}
+    environ = {key: value for key, value in host.environment().items() if key not in removed}
+    _try(Settings.load(home, environ))
+
+
+def _ask(settings: Settings) -> Dict[str, Any]:
+    """The answers that change something."""
+    answers: Dict[str, Any] = {}
+    mode = _answer("mode", settings.mode) or settings.mode
+    answers["mode"] = mode
+    moved = mode != settings.mode or bool(settings.unusable)
+    if moved and mode != "local_embedded":
+        answers["api_url"] = CLOUD_URL if mode == "cloud" else LOCAL_URL
+    for name in _ASKED[mode]:
+        url = answers.get("api_url", settings.api_url)
+        if name == "api_key" and settings.api_key and url != settings.api_url:
+            print(f"  The key that is set was for {settings.api_url or 'an unusable URL'}.")
+        answer = _answer(name, answers.get(name, getattr(settings, name)))
+        if answer is not None:
+            answers[name] = answer
+    return answers
+
+
+def _answer(name: str, current: Any) -> Optional[str]:
+    """A valid answer; "" for one that is to be emptied, None to keep the current value."""
+    item = _ITEMS[name]
+    about = item.metadata
+    secret = about["kind"] == "secret"
+    hint = ", ".join(about["choices"]) or _HINTS.get(name, "")
+    words = about["doc"].rstrip(".") + (f" ({hint})" if hint else "")
+    shown = ("set" if current else "none") if secret else current or "none"
+    while True:
+        ask = host.ask_secret if secret else input
+        typed = ask(f"  {words} [{shown}]: ").strip()
+        if not typed:
+            return None
+        if typed == "-" and not item.default:
+            return ""
+        try:
+            parsed = str(PARSERS[about["kind"]](typed, item))
+            return normalise_url(parsed) if name == "api_url" else parsed
+        except (WrongValue, ConfigError) as error:
+            print(f"    It must be {error}." if isinstance(error, WrongValue) else f"    {error}.")
+
+
+def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[Path]:
+    """Writes config.json, .env for the keys, and memory.provider. Returns what was written."""
+    config, dotenv, yaml = home / "hindsight" / "config.json", home / ".env", home / "config.yaml"
+    text = yaml.read_text(encoding="utf-8") if yaml.exists() else ""
+    activated = with_provider(text, NAME)  # what fails, fails before anything is written
+    variables = {}
+    for name, answer in answers.items():
+        about = _ITEMS[name].metadata
+        if about["kind"] == "secret":
+            for key in (name, *about["aliases"]):
+                values.pop(key, None)
+            variables[about["env"]] = answer
+        else:
+            values[name] = answer
+    setup.write_config(config, values)
+    written = [config]
+    if variables:
+        _write_variables(dotenv, variables)
+        written.append(dotenv)
+    if activated != text:
+        setup.write_private(yaml, activated)
+        written.append(yaml)
+    return written
+
+
+def _write_variables(path: Path, variables: Dict[str, str]) -> None:
+    """Sets variables in a .env file, or takes them out (""), and closes it to others."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if _name(line) not in variables]
+    kept += [f"{name}={value}" for name, value in variables.items() if value]
+    setup.write_private(path, "\n".join([*kept, ""]))
+    if os.name == "posix":
+        path.chmod(0o600)
+
+
+def _name(line: str) -> str:
+    name = line.partition("=")[0].strip()
+    return name[len("export ") :].strip() if name.startswith("export ") else name
+
+
+def _try(settings: Settings) -> None:
+    from hindsight_exec.commands.doctor import server_checks  # noqa: PLC0415 - brings the client
+
+    problem = setup.missing(settings)
+    if problem:
+        print(f"  {_BAD} {problem}\n")
+        return
+    print("  Trying the connection ...")
+    checks = server_checks(settings)
+    for check in checks:
+        print(f"  {_BAD if check.state == 'failed' else _GOOD} {check.name}: {check.found}")
+        if check.remedy:
+            print(f"      {check.remedy}")
+    if any(check.state == "failed" for check in checks):
+        print("  What is said is kept on disk until the server takes it. Once that is mended:")
+        print("      hindsight-exec doctor, or hermes memory setup again\n")
+    else:
+        print("  Ready: start a new session.\n")
