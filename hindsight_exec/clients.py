@@ -9,18 +9,47 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Awaitable,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Protocol,
+    Tuple,
+    TypeVar,
+)
 
-from .errors import ExecutorClosed
+from .errors import ExecutorClosed, Unavailable
 from .loop import background_loop
 
 if TYPE_CHECKING:
     from .client import HindsightClient
 
-__all__ = ["Lease", "lease"]
+__all__ = ["Finder", "Lease", "find_by", "lease"]
 
 T = TypeVar("T")
 _Target = Tuple[str, str, float]
+
+
+class Finder(Protocol):
+    """Knows where a server is whose own URL is but a name. Used on the loop only; never blocks."""
+
+    def find(self) -> str:
+        """Its URL now; raises `Unavailable` while it has none."""
+
+    def lost(self) -> None:
+        """Nobody answered there. May raise `Unavailable` with a better word for it."""
+
+
+_finders: Dict[str, Finder] = {}  # single dict operations: safe from any thread
+
+
+def find_by(url: str, finder: Finder) -> None:
+    """From now on requests to this (normalised) URL go where the finder says."""
+    _finders[url] = finder
 
 
 class _Shared:
@@ -29,7 +58,8 @@ class _Shared:
     def __init__(self, target: _Target) -> None:
         self.target = target
         self.holders = 0  # guarded by _lock
-        # Both touched on the loop only.
+        # All touched on the loop only.
+        self._url = target[0]
         self._client: Optional[HindsightClient] = None
         self.closed = False
 
@@ -39,13 +69,22 @@ class _Shared:
         if self._client is None:
             from .client import HindsightClient  # noqa: PLC0415 - made when first used
 
-            url, key, timeout = self.target
-            self._client = HindsightClient(url, api_key=key or None, timeout=timeout)
+            _, key, timeout = self.target
+            self._client = HindsightClient(self._url, api_key=key or None, timeout=timeout)
             background_loop().add_closer(self.close)
         return self._client
 
+    async def move(self, url: str) -> None:
+        """Have the client talk to this URL."""
+        if url != self._url:
+            self._url = url
+            await self._drop()
+
     async def close(self) -> None:
         self.closed = True
+        await self._drop()
+
+    async def _drop(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             background_loop().remove_closer(self.close)
@@ -101,9 +140,16 @@ class Lease:
         Raises:
             ExecutorClosed: As `client`; besides what the call raises.
         """
+        finder = _finders.get(self.target[0])
+        if finder is not None:
+            await self._shared.move(finder.find())
         client = self._shared.client()
         try:
             return await call(client)
+        except Unavailable as error:
+            if finder is not None and error.status is None:
+                finder.lost()
+            raise
         finally:
             if self._shared.closed:
                 # It was closed under the call, which may have opened a session since.

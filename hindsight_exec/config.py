@@ -34,6 +34,9 @@ logger = logging.getLogger("hindsight_exec")
 
 CLOUD_URL = "https://api.hindsight.vectorize.io"
 LOCAL_URL = "http://localhost:8888"
+# Stands for Hindsight's own daemon, whatever its port is, in front of the profile's name. No
+# name ends in .invalid (RFC 2606): what does not know better reaches nobody.
+EMBEDDED_URL = "http://hindsight-embed.invalid/"
 
 # Keys that programs handed over, or that only this process' environment holds,
 # by (reference, URL). Never on disk. Single dict operations: safe from any thread.
@@ -142,16 +145,17 @@ class Settings:
         " (normal), or is only in memory, and never on disk (memory).",
         choices=("full", "normal", "memory"), group="Delivery")
 
-    llm_provider: str = _key("openai", "text", "LLM provider of the embedded server.", group="Embedded")
-    llm_model: str = _key("", "text", "LLM of the embedded server; the provider's usual one without it.", group="Embedded")
+    llm_provider: str = _key("", "text", "LLM provider of the embedded server; its profile's, else openai, without it.", group="Embedded")
+    llm_model: str = _key("", "text", "LLM of the embedded server; its profile's, else the provider's usual one, without it.", group="Embedded")
     llm_base_url: str = _key("", "text", "Endpoint of the LLM.", env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
     llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
         aliases=("llmApiKey",), group="Embedded", repr=False)
-    idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops; 0 means never.",
+    idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops, to be brought back when it"
+        " is needed; 0 means never. Hindsight 1.1.0 takes no notice of it.",
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
     port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
         group="Embedded")
-    profile: str = _key("hermes", "label", "Profile of the embedded server.", group="Embedded")
+    profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", group="Embedded")
     # fmt: on
 
     credential: str = ""
@@ -187,7 +191,7 @@ class Settings:
         """
         outer = os.environ if environ is None else environ
         reference = f"hermes:{Path(hermes_home).absolute()}" if hermes_home else "env"
-        dotenv = _read_dotenv(Path(hermes_home) / ".env") if hermes_home else {}
+        dotenv = read_dotenv(Path(hermes_home) / ".env") if hermes_home else {}
         found = _read(hermes_home, {**outer, **dotenv})
         for problem in found.problems:
             logger.warning("%s", problem)
@@ -235,7 +239,7 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
         if default_hermes_home(os.environ).absolute() != home:
             # Another profile's configuration must not be completed from ours.
             environ, own = {"HOME": environ.get("HOME", "")}, ""
-        environ.update(_read_dotenv(home / ".env"))
+        environ.update(read_dotenv(home / ".env"))
     elif reference != "env":
         return given
     found = _read(home, environ, named=bool(own or given))
@@ -327,6 +331,10 @@ def _read(
             )
             values[item.name] = instead
 
+    if values.get("mode") == "local_embedded":
+        profile = values.get("profile") or Settings.profile
+        values["api_url"] = EMBEDDED_URL + profile
+        values.pop("api_key", None)  # the key is another server's
     if "api_url" not in values:
         values["api_url"] = CLOUD_URL if values.get("mode", "cloud") == "cloud" else LOCAL_URL
     try:
@@ -361,8 +369,8 @@ def _read_file(
     return None, {}, ""
 
 
-def _read_dotenv(path: Path) -> Dict[str, str]:
-    """Our variables in Hermes' ``.env``. Lines are KEY=VALUE, with or without quotes."""
+def read_dotenv(path: Path) -> Dict[str, str]:
+    """Hindsight's variables in a ``.env`` file. Lines are KEY=VALUE, with or without quotes."""
     values = {}
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple, cast
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ def _bank(value: Any, item: Field[Any]) -> str:
     if usable != bank or not bank:
         raise WrongValue('text of at most 192 bytes without "/"', usable or item.default)
     return bank
+
+
+def _profile(value: Any, item: Field[Any]) -> str:
+    profile = _label(value, item)
+    # It names files, and hindsight-embed names its database so.
+    usable = re.sub(r"[^a-zA-Z0-9_-]", "-", profile)
+    if usable != profile:
+        raise WrongValue("letters, digits, - and _", usable)
+    return profile
 
 
 def _secret(value: Any, item: Field[Any]) -> str:
@@ -131,6 +141,7 @@ PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "text": _text,
     "label": _label,
     "bank": _bank,
+    "profile": _profile,
     "secret": _secret,
     "choice": _choice,
     "bool": _bool,

@@ -62,6 +62,10 @@ class Unavailable(ServerError):
         self.retry_after = retry_after
 
 
+class Starting(Unavailable):
+    """The server is being started; ``retry_after`` says when to ask again. No trouble yet."""
+
+
 class Rejected(ServerError):
     """The request itself is wrong (HTTP 4xx): it never succeeds as it is."""
 

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Callable, Optional
 
-from .errors import ServerError, Unauthorized, Unavailable
+from .errors import ServerError, Starting, Unauthorized, Unavailable
 from .schedule import Lane
 
 if TYPE_CHECKING:
@@ -108,10 +108,13 @@ class Servers:
         if not isinstance(error, ServerError):
             _logger.error("A request failed unexpectedly", exc_info=error)
         retry_after = error.retry_after if isinstance(error, Unavailable) else None
-        server.lane.backoff.failed(time.monotonic(), retry_after)
+        if isinstance(error, Starting):
+            server.lane.backoff.not_before = time.monotonic() + (retry_after or 1.0)
+        else:
+            server.lane.backoff.failed(time.monotonic(), retry_after)
         server.given_up = self.closing
         # One failure is nothing to talk about: a restart, a burst.
-        if server.lane.backoff.failures == 2:
+        if not isinstance(error, Starting) and server.lane.backoff.failures == 2:
             self._say(f"Hindsight cannot be reached; turns wait on disk ({error})")
         # Last, as it lets those go on who wait, perhaps to close.
         self._progress.failed(server.where, str(error) or type(error).__name__)

@@ -135,7 +135,7 @@ def test_older_spellings(home):
     """The banks object, the aliases and the mode "local" of older versions are understood."""
     write(home, {"mode": "local", "banks": {"hermes": {"bankId": "old", "budget": "high"}}})
     settings = Settings.load(home)
-    assert (settings.mode, settings.api_url) == ("local_embedded", "http://localhost:8888")
+    assert settings.mode == "local_embedded"
     assert (settings.bank_id, settings.recall_budget) == ("old", "high")
 
 

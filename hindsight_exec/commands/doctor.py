@@ -6,12 +6,13 @@ import os
 import re
 import sqlite3
 import stat
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Iterator
 
 from hindsight_exec import spool
 from hindsight_exec.client import HindsightClient
 from hindsight_exec.errors import ConfigError, OutboxError, Rejected, ServerError, Unauthorized
+from hindsight_exec.hermes import embedded
 from hindsight_exec.loop import background_loop
 from hindsight_exec.outbox import Outbox
 
@@ -153,7 +154,23 @@ def _server(state: Path, args: argparse.Namespace) -> Iterator[Check]:
 
 def server_checks(settings: Settings) -> list[Check]:
     """Whether the configured server answers, which version it is, and whether it takes the key."""
-    return background_loop().run(_ask(settings)).result()
+    if settings.mode != "local_embedded":
+        return background_loop().run(_ask(settings)).result()
+    name = "embedded server"
+    problem = embedded.missing(settings)
+    if problem:
+        why, _, remedy = problem.partition(": ")
+        return [Check(name, "failed", why, remedy)]
+    if not embedded.program():
+        remedy = "pip install hindsight-all beside hindsight-exec, or install uv"
+        return [Check(name, "failed", "neither hindsight-api nor uvx is there", remedy)]
+    url = embedded.address(settings)
+    checks = background_loop().run(_ask(replace(settings, api_url=url))).result() if url else []
+    if not checks or checks[0].state == "failed":
+        log = embedded.log_of(settings)
+        found = f"profile {settings.profile} does not run; it is started when it is needed"
+        return [Check(name, "warning", found, f"if it never comes up, see {log}")]
+    return checks
 
 
 async def _ask(settings: Settings) -> list[Check]:

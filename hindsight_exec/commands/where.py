@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hindsight_exec.config import Settings, default_hermes_home, state_folder
 from hindsight_exec.errors import ConfigError
+from hindsight_exec.hermes import embedded
 from hindsight_exec.urls import normalise_url
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def server_data() -> Path:
 def settings_of(place: Path) -> Settings:
     """The configuration of those who write to the folder: Hermes, or the environment."""
     home = default_hermes_home(os.environ) if place == _hermes_outbox() else None
-    return Settings.load(home)
+    settings = Settings.load(home)
+    embedded.know(settings)
+    return settings
 
 
 def chosen_settings(

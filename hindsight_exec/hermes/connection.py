@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Optional, Set,
 from hindsight_exec.clients import Lease, lease
 from hindsight_exec.config import Settings, resolve_credential
 from hindsight_exec.errors import ConfigError, ExecutorClosed, HindsightExecError, Rejected
+from hindsight_exec.hermes import embedded
 from hindsight_exec.loop import background_loop
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Connection:
     """
 
     def __init__(self, settings: Settings) -> None:
+        embedded.know(settings)
         self.settings = settings
         self.trouble = ""
         # Guarded by _lock:
@@ -102,7 +104,9 @@ class Connection:
             with _lock:
                 _checks[url] = known
         try:
-            return known[1].result(wait)
+            # Not raised: it would keep each caller's frames, and is kept itself.
+            failure = known[1].exception(wait)
+            return str(failure) if failure is not None else known[1].result()
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
             return ""
 

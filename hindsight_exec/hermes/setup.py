@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from hindsight_exec.config import CLOUD_URL, LOCAL_URL, Settings, configurable
 from hindsight_exec.errors import ConfigError
+from hindsight_exec.hermes import embedded
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 
@@ -29,7 +31,7 @@ def missing(settings: Settings) -> str:
     if settings.unusable:
         return settings.unusable
     if settings.mode == "local_embedded":
-        return "mode local_embedded is not supported yet: start a server and use local_external"
+        return embedded.missing(settings)
     if not settings.configured:
         return "no server is configured: run 'hermes memory setup', or set HINDSIGHT_API_KEY"
     return ""
@@ -94,6 +96,19 @@ def write_config(path: Path, values: Mapping[str, Any]) -> None:
     write_private(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def set_variables(path: Path, changes: Mapping[str, Optional[str]]) -> None:
+    """Sets variables in a ``.env`` file, or takes them out (None), and closes it to others."""
+
+    def name(line: str) -> str:
+        return re.sub(r"^\s*(export\s+)?", "", line.partition("=")[0]).strip()
+
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if name(line) not in changes]
+    kept += [f"{name}={value}" for name, value in changes.items() if value is not None]
+    write_private(path, "\n".join([*kept, ""]))
+    path.chmod(0o600)
+
+
 def write_private(path: Path, text: str) -> None:
     """Replaces a file at once. A new one can be read by its owner only; links and modes stay."""
     path = path.resolve()
@@ -120,6 +135,9 @@ def status(settings: Settings, home: Path) -> Dict[str, Any]:
         "bank": settings.bank_id_template or settings.bank_id,
         "config": str(settings.source or "environment"),
     }
+    if settings.mode == "local_embedded":
+        shown["api_url"] = embedded.address(settings) or "not started yet"
+        shown["log"] = str(embedded.log_of(settings))
     problem = missing(settings)
     if problem:
         shown["problem"] = problem

@@ -6,13 +6,12 @@ config.json holds, and shows the end of the API key.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from hindsight_exec.config import CLOUD_URL, LOCAL_URL, Settings, configurable
 from hindsight_exec.config_values import PARSERS, WrongValue
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.hermes import host, setup
+from hindsight_exec.hermes import embedded, host, setup
 from hindsight_exec.hermes.install import NAME
 from hindsight_exec.hermes.yaml_edit import with_provider
 from hindsight_exec.urls import normalise_url
@@ -104,39 +103,24 @@ def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[P
     config, dotenv, yaml = home / "hindsight" / "config.json", home / ".env", home / "config.yaml"
     text = yaml.read_text(encoding="utf-8") if yaml.exists() else ""
     activated = with_provider(text, NAME)  # what fails, fails before anything is written
-    variables = {}
+    variables: Dict[str, Optional[str]] = {}
     for name, answer in answers.items():
         about = _ITEMS[name].metadata
         if about["kind"] == "secret":
             for key in (name, *about["aliases"]):
                 values.pop(key, None)
-            variables[about["env"]] = answer
+            variables[about["env"]] = answer or None
         else:
             values[name] = answer
     setup.write_config(config, values)
     written = [config]
     if variables:
-        _write_variables(dotenv, variables)
+        setup.set_variables(dotenv, variables)
         written.append(dotenv)
     if activated != text:
         setup.write_private(yaml, activated)
         written.append(yaml)
     return written
-
-
-def _write_variables(path: Path, variables: Dict[str, str]) -> None:
-    """Sets variables in a .env file, or takes them out (""), and closes it to others."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if _name(line) not in variables]
-    kept += [f"{name}={value}" for name, value in variables.items() if value]
-    setup.write_private(path, "\n".join([*kept, ""]))
-    if os.name == "posix":
-        path.chmod(0o600)
-
-
-def _name(line: str) -> str:
-    name = line.partition("=")[0].strip()
-    return name[len("export ") :].strip() if name.startswith("export ") else name
 
 
 def _try(settings: Settings) -> None:
@@ -146,6 +130,8 @@ def _try(settings: Settings) -> None:
     if problem:
         print(f"  {_BAD} {problem}\n")
         return
+    if settings.mode == "local_embedded":
+        _start(settings)
     print("  Trying the connection ...")
     checks = server_checks(settings)
     for check in checks:
@@ -157,3 +143,15 @@ def _try(settings: Settings) -> None:
         print("      hindsight-exec doctor, or hermes memory setup again\n")
     else:
         print("  Ready: start a new session.\n")
+
+
+def _start(settings: Settings) -> None:
+    print(
+        "  Starting Hindsight's daemon. The first start may take minutes; Ctrl-C does not wait ..."
+    )
+    try:
+        starter = embedded.daemon_of(settings).start()
+        if starter is not None and starter.wait():
+            print(f"  {_BAD} it could not be started: see {embedded.log_of(settings)}")
+    except KeyboardInterrupt:
+        print("\n  It goes on starting in the background.")

@@ -1,0 +1,263 @@
+"""Mode ``local_embedded``: Hindsight's own daemon, by way of the package ``hindsight-embed``.
+
+Its manager waits for minutes while a daemon starts, and draws on the terminal.
+So a process of its own, the starter, asks it to; this one only looks, at each
+request, where the daemon is. While there is none, requests fail at once with
+`Starting`: turns wait in the outbox, and recall is empty. A daemon that stopped
+is brought back by the next request.
+
+Facts about ``hindsight-embed`` here were checked with 1.1.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional
+from urllib.parse import urlsplit
+
+from hindsight_exec.config import read_dotenv
+from hindsight_exec.errors import Starting, Unavailable
+
+if TYPE_CHECKING:
+    from hindsight_exec.config import Settings
+
+__all__ = ["Daemon", "address", "daemon_of", "know", "log_of", "missing"]
+
+logger = logging.getLogger("hindsight_exec")
+
+_LOOK_AGAIN = 2.0  # seconds between looks whether the starter is done
+_PAUSES = (10.0, 60.0, 600.0)  # seconds before a start that failed is tried again
+_LOG_BYTES = 1_000_000
+_PORT = "HINDSIGHT_API_PORT"
+_PROVIDER = "HINDSIGHT_API_LLM_PROVIDER"
+# These are for clients of a server, or have their own names in the profile's file.
+_NOT_FOR_THE_DAEMON = ("HINDSIGHT_API_KEY", "HINDSIGHT_API_URL", "HINDSIGHT_LLM_API_KEY", _PORT)
+_STARTER = "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
+
+_daemons: Dict[str, Daemon] = {}  # by URL; single dict operations
+
+
+def missing(settings: Settings) -> str:
+    """Why the mode cannot be used at all, in words for the user; "" if it can."""
+    if importlib.util.find_spec("hindsight_embed") is None:
+        return (
+            "mode local_embedded needs hindsight-embed (and Python 3.11 or later):"
+            f" {sys.executable} -m pip install 'hindsight-exec[embedded]'"
+        )
+    if sys.platform != "win32" and os.geteuid() == 0 and not _has_database(settings):
+        return (
+            "mode local_embedded cannot be used by root, as PostgreSQL refuses to be run by it:"
+            " run Hermes as another user, or start a server and use local_external"
+        )
+    return ""
+
+
+def program() -> str:
+    """What the daemon is started with; "" if there is nothing."""
+    own = shutil.which("hindsight-api", path=sysconfig.get_path("scripts"))
+    return own or shutil.which("uvx") or ""
+
+
+def address(settings: Settings) -> str:
+    """The URL at which the daemon of these settings is, if it runs; "" if that is not known."""
+    port = read_dotenv(_file(settings.profile)).get(_PORT, "")
+    return f"http://127.0.0.1:{port}" if port.isdecimal() else ""
+
+
+def log_of(settings: Settings) -> Path:
+    """Where the starter writes, and what the daemon says at its start."""
+    kind, _, home = settings.credential.partition(":")
+    folder = Path(home) / "logs" if kind == "hermes" else Path.home() / ".hindsight"
+    return folder / "hindsight-embed.log"
+
+
+def know(settings: Settings) -> None:
+    """Has requests to ``settings.api_url`` reach the daemon, if that is what it stands for."""
+    if settings.mode == "local_embedded" and not settings.unusable:
+        daemon_of(settings)
+
+
+def daemon_of(settings: Settings) -> Daemon:
+    """The daemon of these settings, in this process."""
+    from hindsight_exec.clients import find_by  # noqa: PLC0415 - brings asyncio
+
+    known = _daemons.setdefault(settings.api_url, Daemon(settings))
+    known.settings = settings
+    find_by(settings.api_url, known)
+    return known
+
+
+class Daemon:
+    """One profile's daemon, as this process sees it. A `clients.Finder`: used on the loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings  # may be set from any thread
+        self._starter: Optional[subprocess.Popen[bytes]] = None
+        self._started: Optional[Settings] = None
+        self._running: Optional[Settings] = None  # with these, as far as is known
+        self._failures = 0
+        self._not_before = 0.0
+
+    def find(self) -> str:
+        """Where it answers, or should.
+
+        Raises:
+            Unavailable: It is being started, or could not be.
+        """
+        if self._running != self.settings:
+            self._look()
+        return address(self.settings)
+
+    def lost(self) -> None:
+        self._running = None
+        self.start()
+        self._look()
+
+    def start(self) -> Optional[subprocess.Popen[bytes]]:
+        """Starts the starter, unless it runs; None if it may not be tried again yet."""
+        starter = self._starter
+        if starter is None and time.monotonic() >= self._not_before:
+            self._started = self.settings
+            starter = self._starter = _start(self._started)
+        return starter
+
+    def _look(self) -> None:
+        settings = self.settings
+        if self._starter is None and self._failures == 0 and _agrees(settings):
+            self._running = settings  # the first request tells
+            return
+        starter = self.start()
+        if starter is not None and starter.poll() is None:
+            raise self._failure(Starting, "Hindsight's daemon is being started", _LOOK_AGAIN)
+        if starter is not None:
+            self._starter = None
+            if starter.returncode == 0 and address(settings):
+                self._running, self._failures = self._started, 0
+                return
+            pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+            self._failures += 1
+            self._not_before = time.monotonic() + pause
+            logger.error(
+                "Hindsight's daemon could not be started; %s tells why. Next try in %d s.",
+                log_of(self.settings),
+                pause,
+            )
+        wait = max(0.0, self._not_before - time.monotonic())
+        why = f"Hindsight's daemon could not be started, see {log_of(self.settings)}"
+        raise self._failure(Unavailable, why, wait)
+
+    def _failure(self, kind: type[Unavailable], why: str, wait: float) -> Unavailable:
+        return kind("GET", self.settings.api_url, None, why, wait)
+
+
+def _start(settings: Settings) -> subprocess.Popen[bytes]:
+    environ = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_THE_DAEMON}
+    if settings.port_health_grace_timeout is not None:
+        # Read when the package is imported.
+        grace = str(settings.port_health_grace_timeout)
+        environ["HINDSIGHT_EMBED_PORT_HEALTH_GRACE_TIMEOUT"] = grace
+    log = log_of(settings)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > _LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        starter = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-c", _STARTER],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environ,
+            cwd=log.parent,  # not the user's, whose files Python would import
+            start_new_session=True,  # it outlives the chat, and its Ctrl-C
+        )
+    finally:
+        os.close(output)
+    assert starter.stdin is not None  # noqa: S101 - for the type
+    with contextlib.suppress(OSError), starter.stdin:
+        starter.stdin.write(json.dumps([settings.profile, _wanted(settings)]).encode())
+    return starter
+
+
+# -- the profile's environment file --------------------------------------------------------
+
+
+def _file(profile: str) -> Path:
+    """Where hindsight-embed reads a profile's environment."""
+    return Path.home() / ".hindsight" / "profiles" / f"{profile}.env"
+
+
+def _wanted(settings: Settings) -> Dict[str, str]:
+    """What the settings state of the profile's environment."""
+    url = settings.llm_base_url
+    provider = settings.llm_provider
+    if provider == "openrouter":
+        url = url or "https://openrouter.ai/api/v1"
+    if provider in ("openrouter", "openai_compatible"):
+        provider = "openai"
+    stated = {
+        _PROVIDER: provider,
+        "HINDSIGHT_API_LLM_MODEL": settings.llm_model,
+        "HINDSIGHT_API_LLM_BASE_URL": url,
+        "HINDSIGHT_API_LLM_API_KEY": settings.llm_api_key or "",
+        "HINDSIGHT_EMBED_DAEMON_IDLE_TIMEOUT": str(settings.idle_timeout),
+    }
+    return {name: " ".join(value.split()) for name, value in stated.items() if value.strip()}
+
+
+def _agrees(settings: Settings) -> bool:
+    """Whether a daemon of this profile was started as the settings say."""
+    there = read_dotenv(_file(settings.profile))
+    return _PORT in there and not _changes(there, _wanted(settings))
+
+
+def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optional[str]]:
+    """What of the file must change (None: go). What the settings do not state stays."""
+    changes: Dict[str, Optional[str]] = {}
+    if wanted.get(_PROVIDER, there.get(_PROVIDER)) != there.get(_PROVIDER):
+        # Model, key and endpoint of one provider are of no use to another.
+        changes = {name: None for name in there if name.startswith("HINDSIGHT_API_LLM_")}
+    changes.update({name: value for name, value in wanted.items() if there.get(name) != value})
+    return {name: value for name, value in changes.items() if value is not None or name in there}
+
+
+def _has_database(settings: Settings) -> bool:
+    """Whether the daemon is told to use a database that is not its own."""
+    name = "HINDSIGHT_EMBED_API_DATABASE_URL"
+    url = read_dotenv(_file(settings.profile)).get(name) or os.environ.get(name) or "pg0"
+    return not url.startswith("pg0")
+
+
+# -- the starter: a process of its own -----------------------------------------------------
+
+
+def main() -> int:
+    """Brings the daemon up as the settings on standard input say; 0 once it answers."""
+    from hindsight_exec.hermes.setup import set_variables  # noqa: PLC0415 - it imports us
+
+    profile, wanted = json.load(sys.stdin)
+    os.umask(0o077)  # of all that the daemon writes: conversations, keys
+    manager: Any = importlib.import_module("hindsight_embed").get_embed_manager()
+    path = _file(profile)
+    changes = _changes(read_dotenv(path), wanted)
+    set_variables(path, changes)  # with none, it is closed to others all the same
+    if changes and manager.is_running(profile):
+        print("The configuration has changed: the daemon is started anew.", flush=True)
+        manager.stop(profile)
+    if not manager.ensure_running({}, profile):
+        return 1
+    port = str(urlsplit(manager.get_url(profile)).port)
+    if read_dotenv(path).get(_PORT) != port:
+        set_variables(path, {_PORT: port})
+    return 0

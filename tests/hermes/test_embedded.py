@@ -1,0 +1,326 @@
+"""Mode local_embedded: the daemon is started, found and brought back, and nobody waits for it.
+
+In place of hindsight-embed there is a package of its interface, whose daemon is our embedded
+server; the real one is driven in tests/hindsight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from serving import documents, free_port
+
+from hindsight_exec import Settings
+from hindsight_exec.commands import doctor
+from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
+
+from .recording import LIMIT, configure
+
+STAND_IN = '''
+import json, os, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+HERE = Path(os.environ["STAND_IN"])
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from hindsight_exec.server import EmbeddedServer
+
+async def main():
+    server = EmbeddedServer(Path(sys.argv[1]), port=int(sys.argv[2]))
+    await server.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+class Manager:
+    def get_url(self, profile):
+        return "http://127.0.0.1:" + (HERE / "port").read_text()
+
+    def is_running(self, profile):
+        try:
+            with urllib.request.urlopen(self.get_url(profile) + "/health", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def ensure_running(self, config, profile):
+        with (HERE / "asked").open("a") as asked:
+            asked.write(profile + "\\n")
+        print("starting")
+        while not (HERE / "gate").exists():
+            time.sleep(0.02)
+        if (HERE / "gate").read_text() == "fail":
+            return False
+        if not self.is_running(profile):
+            port = self.get_url(profile).rpartition(":")[2]
+            daemon = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(HERE / "data"), port],
+                start_new_session=True, stdin=subprocess.DEVNULL,
+            )
+            (HERE / "pid").write_text(str(daemon.pid))
+        while not self.is_running(profile):
+            time.sleep(0.02)
+        return True
+
+    def stop(self, profile):
+        os.kill(int((HERE / "pid").read_text()), 15)
+        while self.is_running(profile):
+            time.sleep(0.02)
+        return True
+
+get_embed_manager = Manager
+'''
+
+
+class Daemon:
+    """The stand-in for hindsight-embed, and what it was asked for."""
+
+    def __init__(self, folder: Path, user: Path) -> None:
+        self.folder = folder
+        self.profile = user / ".hindsight" / "profiles" / "hermes.env"
+        self.url = f"http://127.0.0.1:{free_port()}"
+        (folder / "port").write_text(self.url.rpartition(":")[2])
+        package = folder / "hindsight_embed"
+        package.mkdir()
+        (package / "__init__.py").write_text(STAND_IN)
+
+    def let(self, what: str = "start") -> None:
+        """From now on it starts, or fails."""
+        (self.folder / "next").write_text(what)
+        (self.folder / "next").replace(self.folder / "gate")
+
+    def asked(self) -> int:
+        path = self.folder / "asked"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def daemon(tmp_path, home, clean, monkeypatch):
+    folder = tmp_path / "stand-in"
+    folder.mkdir()
+    monkeypatch.setenv("STAND_IN", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(embedded, "_daemons", {})
+    monkeypatch.setattr(connection, "_checks", {})
+    monkeypatch.setattr(embedded, "_LOOK_AGAIN", 0.1)
+    # Root may use no database of the daemon's own.
+    monkeypatch.setenv("HINDSIGHT_EMBED_API_DATABASE_URL", "postgresql://elsewhere")
+    daemon = Daemon(folder, clean)
+    yield daemon
+    daemon.let("fail")  # whoever still waits for it
+    for one in embedded._daemons.values():
+        if one._starter is not None:
+            one._starter.wait(LIMIT)
+    daemon.kill()
+
+
+@pytest.fixture
+def chat(home, daemon):
+    """Makes providers in a session of this mode."""
+    made = []
+
+    def chat(**values):
+        configure(
+            home, **{"mode": "local_embedded", "bank_id": "b", "retain_idle_seconds": 0, **values}
+        )
+        provider = HindsightMemoryProvider()
+        made.append(provider)
+        provider.initialize("s", hermes_home=str(home), agent_context="primary")
+        return provider
+
+    yield chat
+    for provider in made:
+        provider.shutdown()
+
+
+def said(daemon) -> list[str]:
+    try:
+        found = documents(daemon.url)
+    except OSError:
+        return []
+    return [json.loads(one["original_text"])[0]["content"] for one in found]
+
+
+def test_nobody_waits_for_the_daemon(chat, daemon, home):
+    """Until it is up, turns are on disk and recall is empty; then they arrive, once."""
+    told = []
+    provider = chat()
+    provider._status = told.append
+    until(daemon.asked)
+    provider.sync_turn("one", "ok")
+    provider.queue_prefetch("one")
+    assert provider.prefetch("two") == ""
+    assert "cannot be reached at the moment" in provider.system_prompt_block()
+    assert provider.get_status_config()["waiting"].startswith("1 turn,")
+    daemon.let()
+    provider._retain_queue.join()
+    until(lambda: said(daemon) == ["User: one"])
+    assert daemon.asked() == 1
+    assert provider.get_status_config()["api_url"] == daemon.url
+    assert "starting" in (home / "logs" / "hindsight-embed.log").read_text()
+    assert [text for text in told if "reached" in text] == []  # a start is no trouble
+
+
+def test_shutdown_does_not_wait_for_it(chat, daemon, home):
+    """A chat that ends before it is up leaves its turns on disk; the next one delivers them."""
+    provider = chat(drain_timeout=LIMIT)
+    provider.sync_turn("one", "ok")
+    until(daemon.asked)
+    provider.shutdown()
+    assert said(daemon) == []
+    daemon.let()
+    provider = chat()
+    provider.sync_turn("two", "ok")
+    until(lambda: sorted(said(daemon)) == ["User: one", "User: two"])
+
+
+def test_it_is_brought_back(chat, daemon):
+    """A daemon that stopped is started again by the next turn; one that runs is found without."""
+    daemon.let()
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    until(lambda: said(daemon) == ["User: one"])
+    provider.shutdown()
+    provider = chat()
+    provider.sync_turn("two", "ok")
+    until(lambda: len(said(daemon)) == 2)
+    assert daemon.asked() == 1
+    daemon.kill()
+    provider.sync_turn("three", "ok")
+    until(lambda: len(said(daemon)) == 3)
+    assert daemon.asked() == 2
+
+
+def test_a_start_that_fails(chat, daemon, caplog):
+    """A start that fails is told once, with the log's name, and not tried again at each request."""
+    daemon.let("fail")
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    until(lambda: "could not be started" in caplog.text)
+    for _ in range(3):
+        answer = json.loads(provider.handle_tool_call("hindsight_recall", {"query": "q"}))
+        assert "hindsight-embed.log" in answer["error"]
+    assert daemon.asked() == 1
+    errors = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert provider.get_status_config()["waiting"].startswith("1 turn,")
+
+
+def test_the_profiles_environment(chat, daemon):
+    """What the settings state is written for the owner only; what others wrote there stays."""
+    daemon.profile.parent.mkdir(parents=True)
+    daemon.profile.write_text("# mine\nexport HINDSIGHT_API_LLM_MODEL='old'\nOTHER=\"1\"\n")
+    daemon.profile.chmod(0o644)
+    daemon.let()
+    provider = chat(llm_model="new", llm_api_key="SECRET", idle_timeout=7)
+    provider.sync_turn("one", "ok")
+    until(lambda: said(daemon) == ["User: one"])
+    lines = daemon.profile.read_text().splitlines()
+    assert lines[:2] == ["# mine", 'OTHER="1"']
+    assert sorted(lines[2:]) == [
+        "HINDSIGHT_API_LLM_API_KEY=SECRET",
+        "HINDSIGHT_API_LLM_MODEL=new",
+        "HINDSIGHT_API_PORT=" + daemon.url.rpartition(":")[2],
+        "HINDSIGHT_EMBED_DAEMON_IDLE_TIMEOUT=7",
+    ]
+    assert stat.S_IMODE(daemon.profile.stat().st_mode) == 0o600
+    assert "SECRET" not in str(provider.get_status_config())
+
+
+def test_another_configuration_starts_it_anew(chat, daemon):
+    """A change of model restarts the daemon; another provider drops what only the old one can use."""
+    daemon.let()
+    provider = chat(llm_provider="openai_compatible", llm_base_url="http://l/v1", llm_model="a")
+    provider.sync_turn("one", "ok")
+    until(lambda: said(daemon) == ["User: one"])
+    first = (daemon.folder / "pid").read_text()
+    provider.shutdown()
+    provider = chat(llm_provider="groq")
+    provider.sync_turn("two", "ok")
+    until(lambda: len(said(daemon)) == 2)
+    assert (daemon.folder / "pid").read_text() != first
+    kept = daemon.profile.read_text()
+    assert "HINDSIGHT_API_LLM_PROVIDER=groq" in kept
+    assert "BASE_URL" not in kept
+    assert "MODEL" not in kept
+
+
+def test_the_port_changes(chat, daemon):
+    """Turns wait for the daemon, not for its port: where it answers, they arrive."""
+    daemon.let()
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    until(lambda: said(daemon) == ["User: one"])
+    daemon.kill()
+    daemon.url = f"http://127.0.0.1:{free_port()}"
+    (daemon.folder / "port").write_text(daemon.url.rpartition(":")[2])
+    provider.sync_turn("two", "ok")
+    until(lambda: "User: two" in said(daemon))
+
+
+def test_what_is_missing(home, clean, monkeypatch):
+    """Without the package, or for root, memory is off, and what to do is said."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    configure(home, mode="local_embedded")
+    assert "hindsight-exec[embedded]" in HindsightMemoryProvider().unavailable_reason()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "root" in HindsightMemoryProvider().unavailable_reason()
+    (check,) = doctor.server_checks(Settings.load(home))
+    assert (check.state, "another user" in check.remedy) == ("failed", True)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert HindsightMemoryProvider().is_available()
+
+
+def test_the_key_of_another_server(home, clean):
+    """A key for the Hindsight API does not go to the daemon, and its URL reaches nobody else."""
+    configure(home, mode="local", apiKey="SECRET", api_url="http://other.invalid", profile="a/b")
+    settings = Settings.load(home)
+    assert settings.api_key is None
+    assert settings.api_url == "http://hindsight-embed.invalid/a-b"
+
+
+def test_doctor(chat, daemon, home, monkeypatch):
+    """The doctor tells a daemon that does not run from one that answers, and starts none."""
+    monkeypatch.setattr(embedded, "program", lambda: "")
+    configure(home, mode="local_embedded", bank_id="b")
+    settings = Settings.load(home)
+    (check,) = doctor.server_checks(settings)
+    assert (check.state, "uv" in check.remedy) == ("failed", True)
+    monkeypatch.setattr(embedded, "program", lambda: "hindsight-api")
+    (check,) = doctor.server_checks(settings)
+    assert (check.name, check.state) == ("embedded server", "warning")
+    assert daemon.asked() == 0
+    daemon.let()
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    until(lambda: said(daemon) == ["User: one"])
+    assert [check.state for check in doctor.server_checks(settings)] == ["ok", "ok"]
+
+
+def test_variables(tmp_path):
+    """A file that is not there is made, and taking out what is not there is no error."""
+    setup.set_variables(tmp_path / "a" / ".env", {"X": "1", "Y": None})
+    assert (tmp_path / "a" / ".env").read_text() == "X=1\n"
