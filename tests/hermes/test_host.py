@@ -157,16 +157,16 @@ def until(condition, what: str) -> None:
         time.sleep(0.02)
 
 
-class Chat:
-    """Hermes' interactive command line on a terminal."""
+class Terminal:
+    """A command of Hermes on a terminal."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *command: str) -> None:
         import pty
 
         self.host = host
         self.master, slave = pty.openpty()
         self.process = host.start(
-            [*host.hermes, "chat"],
+            [*host.hermes, *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -174,7 +174,6 @@ class Chat:
         )
         os.close(slave)
         self.text = ""
-        self.read_until(PROMPT)
 
     def read_until(self, word: str | None) -> None:
         """Reads until the word is printed; None: until the end."""
@@ -208,6 +207,14 @@ class Chat:
         self.host.printed += self.text
         os.close(self.master)
         return self.process.wait(START)
+
+
+class Chat(Terminal):
+    """Hermes' interactive command line."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host, "chat")
+        self.read_until(PROMPT)
 
 
 @pytest.fixture
@@ -417,6 +424,30 @@ def test_commands(host):
         "print(get('hindsight_exec').name, len(get('hindsight_exec').fields))",
     )
     assert re.search(r"^hindsight [3-9]\d$", panel, re.MULTILINE)
+    host.check_silence()
+
+
+def test_setup(host, hindsight):
+    """`hermes memory setup`: our questions on a real terminal, the key unseen, and a working provider."""
+    host.run(host.hermes, "config", "set", "memory.provider", "none")
+    configure(host.home, api_url="http://127.0.0.1:1", recall_budget="low")
+    setup = Terminal(host, "memory", "setup", "hindsight_exec")
+    for prompt, answer in (
+        ("[local_external]: ", ""),
+        ("[http://127.0.0.1:1]: ", hindsight.url),
+        ("[none]: ", "SECRET-KEY"),
+        ("[hermes]: ", "b"),
+    ):
+        setup.read_until(prompt)
+        os.write(setup.master, answer.encode() + b"\r")
+    assert setup.end() == 0
+    assert "Ready" in host.printed
+    assert "SECRET" not in host.printed
+    saved = json.loads((host.home / "hindsight" / "config.json").read_text())
+    assert (saved["api_url"], saved["bank_id"]) == (hindsight.url, "b")
+    assert saved["recall_budget"] == "low"
+    assert "HINDSIGHT_API_KEY=SECRET-KEY" in (host.home / ".env").read_text()
+    assert "Provider:  hindsight_exec" in host.run(host.hermes, "memory", "status")
     host.check_silence()
 
 
