@@ -39,7 +39,9 @@ _LOOK_AGAIN = 2.0  # seconds between looks whether the starter is done
 _PAUSES = (10.0, 60.0, 600.0)  # seconds before a start that failed is tried again
 _LOG_BYTES = 1_000_000
 _PORT = "HINDSIGHT_API_PORT"
-_PROVIDER = "HINDSIGHT_API_LLM_PROVIDER"
+_PROVIDER, _MODEL, _KEY, _ENDPOINT = (
+    f"HINDSIGHT_API_LLM_{name}" for name in ("PROVIDER", "MODEL", "API_KEY", "BASE_URL")
+)
 # These are for clients of a server, or have their own names in the profile's file.
 _NOT_FOR_THE_DAEMON = ("HINDSIGHT_API_KEY", "HINDSIGHT_API_URL", "HINDSIGHT_LLM_API_KEY", _PORT)
 _STARTER = "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
@@ -92,7 +94,9 @@ def daemon_of(settings: Settings) -> Daemon:
     from hindsight_exec.clients import find_by  # noqa: PLC0415 - brings asyncio
 
     known = _daemons.setdefault(settings.api_url, Daemon(settings))
-    known.settings = settings
+    if known.settings != settings:
+        known.settings = settings
+        known.try_again()
     find_by(settings.api_url, known)
     return known
 
@@ -114,7 +118,7 @@ class Daemon:
         Raises:
             Unavailable: It is being started, or could not be.
         """
-        if self._running != self.settings:
+        if self._running != self.settings or not address(self.settings):
             self._look()
         return address(self.settings)
 
@@ -123,13 +127,19 @@ class Daemon:
         self.start()
         self._look()
 
+    def try_again(self) -> None:
+        """What failed may go well with other settings."""
+        self._not_before = 0.0
+
     def start(self) -> Optional[subprocess.Popen[bytes]]:
-        """Starts the starter, unless it runs; None if it may not be tried again yet."""
-        starter = self._starter
-        if starter is None and time.monotonic() >= self._not_before:
+        """Starts the starter, unless it runs; None if it cannot, or not yet."""
+        if self._starter is None and time.monotonic() >= self._not_before:
             self._started = self.settings
-            starter = self._starter = _start(self._started)
-        return starter
+            try:
+                self._starter = _start(self._started)
+            except OSError as error:
+                self._failed(f"({error})")
+        return self._starter
 
     def _look(self) -> None:
         settings = self.settings
@@ -144,17 +154,20 @@ class Daemon:
             if starter.returncode == 0 and address(settings):
                 self._running, self._failures = self._started, 0
                 return
-            pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
-            self._failures += 1
-            self._not_before = time.monotonic() + pause
-            logger.error(
-                "Hindsight's daemon could not be started; %s tells why. Next try in %d s.",
-                log_of(self.settings),
-                pause,
-            )
+            self._failed("")
         wait = max(0.0, self._not_before - time.monotonic())
         why = f"Hindsight's daemon could not be started, see {log_of(self.settings)}"
         raise self._failure(Unavailable, why, wait)
+
+    def _failed(self, why: str) -> None:
+        pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        self._failures += 1
+        self._not_before = time.monotonic() + pause
+        log = log_of(self.settings)
+        logger.error(
+            "Hindsight's daemon could not be started; %s tells why. Next try in %d s. %s",
+            *(log, pause, why),
+        )
 
     def _failure(self, kind: type[Unavailable], why: str, wait: float) -> Unavailable:
         return kind("GET", self.settings.api_url, None, why, wait)
@@ -208,9 +221,9 @@ def _wanted(settings: Settings) -> Dict[str, str]:
         provider = "openai"
     stated = {
         _PROVIDER: provider,
-        "HINDSIGHT_API_LLM_MODEL": settings.llm_model,
-        "HINDSIGHT_API_LLM_BASE_URL": url,
-        "HINDSIGHT_API_LLM_API_KEY": settings.llm_api_key or "",
+        _MODEL: settings.llm_model,
+        _ENDPOINT: url,
+        _KEY: settings.llm_api_key or "",
         "HINDSIGHT_EMBED_DAEMON_IDLE_TIMEOUT": str(settings.idle_timeout),
     }
     return {name: " ".join(value.split()) for name, value in stated.items() if value.strip()}
@@ -224,12 +237,15 @@ def _agrees(settings: Settings) -> bool:
 
 def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optional[str]]:
     """What of the file must change (None: go). What the settings do not state stays."""
-    changes: Dict[str, Optional[str]] = {}
-    if wanted.get(_PROVIDER, there.get(_PROVIDER)) != there.get(_PROVIDER):
-        # Model, key and endpoint of one provider are of no use to another.
-        changes = {name: None for name in there if name.startswith("HINDSIGHT_API_LLM_")}
+    gone = set()
+    if _PROVIDER in wanted:
+        # Without an endpoint it is the provider's own; one provider's model and key are no other's.
+        gone = {_ENDPOINT}
+        if wanted[_PROVIDER] != there.get(_PROVIDER, "openai"):
+            gone = {_ENDPOINT, _MODEL, _KEY}
+    changes: Dict[str, Optional[str]] = dict.fromkeys(gone & there.keys() - wanted.keys())
     changes.update({name: value for name, value in wanted.items() if there.get(name) != value})
-    return {name: value for name, value in changes.items() if value is not None or name in there}
+    return changes
 
 
 def _has_database(settings: Settings) -> bool:
@@ -254,7 +270,8 @@ def main() -> int:
     set_variables(path, changes)  # with none, it is closed to others all the same
     if changes and manager.is_running(profile):
         print("The configuration has changed: the daemon is started anew.", flush=True)
-        manager.stop(profile)
+        if not manager.stop(profile):
+            print("It cannot be stopped, and goes on as it was.", flush=True)
     if not manager.ensure_running({}, profile):
         return 1
     port = str(urlsplit(manager.get_url(profile)).port)

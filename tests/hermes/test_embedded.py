@@ -228,6 +228,21 @@ def test_a_start_that_fails(chat, daemon, caplog):
     assert provider.get_status_config()["waiting"].startswith("1 turn,")
 
 
+def test_no_process_can_be_started(chat, daemon, home, caplog):
+    """Where not even the log can be opened, recall says so, and the turn waits."""
+    (home / "logs").write_text("a file")
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    answer = json.loads(provider.handle_tool_call("hindsight_recall", {"query": "q"}))
+    assert "could not be started" in answer["error"]
+    assert provider.get_status_config()["waiting"].startswith("1 turn,")
+    (home / "logs").unlink()
+    daemon.let()
+    provider.shutdown()
+    provider = chat(llm_model="m")  # other settings are tried at once
+    until(lambda: said(daemon) == ["User: one"])
+
+
 def test_the_profiles_environment(chat, daemon):
     """What the settings state is written for the owner only; what others wrote there stays."""
     daemon.profile.parent.mkdir(parents=True)
@@ -318,6 +333,27 @@ def test_doctor(chat, daemon, home, monkeypatch):
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
     assert [check.state for check in doctor.server_checks(settings)] == ["ok", "ok"]
+
+
+def test_what_goes_from_the_profile(tmp_path):
+    """One provider's endpoint, model and key are no other's; tuning and a key of its own stay."""
+    there = {
+        "HINDSIGHT_API_LLM_PROVIDER": "openai",
+        "HINDSIGHT_API_LLM_MODEL": "m",
+        "HINDSIGHT_API_LLM_API_KEY": "k",
+        "HINDSIGHT_API_LLM_BASE_URL": "http://l",
+        "HINDSIGHT_API_LLM_MAX_RETRIES": "1",
+    }
+    provider, model, key, endpoint, _ = there
+    assert embedded._changes(there, {}) == {}
+    assert embedded._changes(there, {provider: "openai"}) == {endpoint: None}
+    assert embedded._changes({key: "k"}, {provider: "openai"}) == {provider: "openai"}
+    assert embedded._changes(there, {provider: "groq", model: "n"}) == {
+        provider: "groq",
+        model: "n",
+        key: None,
+        endpoint: None,
+    }
 
 
 def test_variables(tmp_path):
