@@ -130,28 +130,29 @@ def _try(settings: Settings) -> None:
     if problem:
         print(f"  {_BAD} {problem}\n")
         return
-    if settings.mode == "local_embedded":
-        _start(settings)
+    works = settings.mode != "local_embedded" or _start(settings)
     print("  Trying the connection ...")
-    checks = server_checks(settings)
-    for check in checks:
+    for check in server_checks(settings):
+        works = works and check.state != "failed"
         print(f"  {_BAD if check.state == 'failed' else _GOOD} {check.name}: {check.found}")
         if check.remedy:
             print(f"      {check.remedy}")
-    if any(check.state == "failed" for check in checks):
+    if works:
+        print("  Ready: start a new session.\n")
+    else:
         print("  What is said is kept on disk until the server takes it. Once that is mended:")
         print("      hindsight-exec doctor, or hermes memory setup again\n")
-    else:
-        print("  Ready: start a new session.\n")
 
 
-def _start(settings: Settings) -> None:
-    print(
-        "  Starting Hindsight's daemon. The first start may take minutes; Ctrl-C does not wait ..."
-    )
+def _start(settings: Settings) -> bool:
+    """Starts the daemon and waits for it; whether it came up, as far as was waited for."""
+    print("  Starting Hindsight's daemon; the first time takes minutes. Ctrl-C does not wait ...")
+    starter = embedded.daemon_of(settings).start()
     try:
-        starter = embedded.daemon_of(settings).start()
-        if starter is not None and starter.wait():
-            print(f"  {_BAD} it could not be started: see {embedded.log_of(settings)}")
+        if starter is not None and starter.wait() == 0:
+            return True
     except KeyboardInterrupt:
         print("\n  It goes on starting in the background.")
+        return True
+    print(f"  {_BAD} it could not be started: see {embedded.log_of(settings)}")
+    return False

@@ -7,6 +7,7 @@ server; the real one is driven in tests/hindsight.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -333,6 +334,35 @@ def test_doctor(chat, daemon, home, monkeypatch):
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
     assert [check.state for check in doctor.server_checks(settings)] == ["ok", "ok"]
+
+
+def test_setup(daemon, home, monkeypatch, capsys):
+    """`hermes memory setup` asks for the LLM, starts the daemon, and tries it; the key is not shown."""
+    monkeypatch.setattr(embedded, "program", lambda: "hindsight-api")
+    daemon.let()
+    answers = ["local_embedded", "openrouter", "", "m", "SECRET", "b", ""]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(answers)))
+    HindsightMemoryProvider().post_setup(str(home), {})
+    shown = capsys.readouterr().out
+    assert shown.count("]: ") == 6
+    assert "SECRET" not in shown
+    assert "server: " + daemon.url in shown
+    assert "Ready" in shown
+    assert "HINDSIGHT_LLM_API_KEY=SECRET" in (home / ".env").read_text()
+    kept = daemon.profile.read_text()
+    assert "HINDSIGHT_API_LLM_PROVIDER=openai\n" in kept
+    assert "HINDSIGHT_API_LLM_BASE_URL=https://openrouter.ai/api/v1\n" in kept
+
+
+def test_setup_that_fails(daemon, home, monkeypatch, capsys):
+    """A daemon that does not come up is told by setup, with the log that says why."""
+    monkeypatch.setattr(embedded, "program", lambda: "hindsight-api")
+    daemon.let("fail")
+    monkeypatch.setattr("sys.stdin", io.StringIO("local_embedded\n\n\n\n\n\n"))
+    HindsightMemoryProvider().post_setup(str(home), {})
+    shown = capsys.readouterr().out
+    assert "could not be started: see" in shown
+    assert "Ready" not in shown
 
 
 def test_what_goes_from_the_profile(tmp_path):
