@@ -121,7 +121,8 @@ class Hindsight:
         self._lock = threading.Lock()
         self._servers = 0
         port = free_port()
-        environment = {
+        self.python = python
+        self.environment = environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("HINDSIGHT_", "OPENAI_"))},
             # Only what is cheaper than a default for production, and what needs no model.
             "HINDSIGHT_API_HOST": "127.0.0.1",
