@@ -25,6 +25,7 @@ import pytest
 
 from .llm import REPLY, FakeLLM
 from .recording import LIMIT, configure
+from .test_embedded import Daemon
 
 VERSION = "0.19.0"
 try:
@@ -449,6 +450,28 @@ def test_setup(host, hindsight):
     assert "HINDSIGHT_API_KEY=SECRET-KEY" in (host.home / ".env").read_text()
     assert "Provider:  hindsight_exec" in host.run(host.hermes, "memory", "status")
     host.check_silence()
+
+
+def test_embedded_daemon(host, hindsight, tmp_path):
+    """A daemon that does not come up holds up no chat; once it does, the turns arrive."""
+    folder = tmp_path / "stand-in"
+    folder.mkdir()
+    daemon = Daemon(folder, Path(host.environment["HOME"]))
+    (folder / "port").write_text(hindsight.url.rpartition(":")[2])
+    hindsight.stop()
+    configure(host.home, mode="local_embedded")
+    host.environment.update(
+        STAND_IN=str(folder),
+        PYTHONPATH=str(folder),
+        HINDSIGHT_EMBED_API_DATABASE_URL="postgresql://elsewhere",  # else root may not
+    )
+    assert REPLY in host.run(host.hermes, "chat", "-q", "turn-1", "-Q")
+    until(daemon.asked, "nobody asked for the daemon")
+    assert "waiting: 1 turn," in host.run(host.hermes, "memory", "status")
+    hindsight.start()
+    daemon.let()
+    until(lambda: "HINDSIGHT_API_PORT" in daemon.profile.read_text(), "it never came up")
+    settle(host, hindsight, ["turn-1"])
 
 
 def test_the_base_class(host):

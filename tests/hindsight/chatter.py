@@ -34,6 +34,10 @@ def main() -> None:
             say("delivered")
         elif word == "stop":
             say("stopped", get_embed_manager().stop("hermes"))
+        elif word == "clean":
+            get_embed_manager().ensure_running({}, "hermes")  # one that is starting is stopped, too
+            say("clean", get_embed_manager().stop("hermes"))
+            return
     provider.shutdown()
 
 

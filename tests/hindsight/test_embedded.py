@@ -94,7 +94,7 @@ def chat(hindsight: Hindsight, tmp_path: Path) -> Iterator[Any]:
     yield chat
     last = chat()
     try:
-        last.tell("stop")
+        last.tell("clean")
     finally:
         for one in chats:
             one.close()
