@@ -63,7 +63,13 @@ def chosen_settings(
     else:
         # The configured key is another server's: it does not go to this one.
         found = replace(
-            loaded, api_url=url, api_key=api_key, credential="", unusable="", configured=True
+            loaded,
+            mode="local_external",
+            api_url=url,
+            api_key=api_key,
+            credential="",
+            unusable="",
+            configured=True,
         )
     return replace(found, bank_id=bank) if bank else found
 

@@ -141,7 +141,7 @@ def _try(settings: Settings) -> None:
         print("  Ready: start a new session.\n")
     else:
         print("  What is said is kept on disk until the server takes it. Once that is mended:")
-        print("      hindsight-exec doctor, or hermes memory setup again\n")
+        print("      'hermes hindsight_exec doctor', or this setup again\n")
 
 
 def _start(settings: Settings) -> bool:

@@ -20,7 +20,7 @@ import pytest
 from serving import documents, free_port
 
 from hindsight_exec import Settings
-from hindsight_exec.commands import doctor
+from hindsight_exec.commands import doctor, where
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
 
 from .recording import LIMIT, configure
@@ -334,6 +334,8 @@ def test_doctor(chat, daemon, home, monkeypatch):
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
     assert [check.state for check in doctor.server_checks(settings)] == ["ok", "ok"]
+    other = where.chosen_settings(home / "hindsight" / "outbox", daemon.url + "/x", None, None)
+    assert doctor.server_checks(other)[0].name == "server"  # the one that was named
 
 
 def test_setup(daemon, home, monkeypatch, capsys):

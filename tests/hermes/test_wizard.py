@@ -93,7 +93,7 @@ def test_no_server(setup, home, hindsight):
     hindsight.stop()
     shown = setup("local_external", hindsight.url, "", "")
     assert "\N{BALLOT X} server: " in shown
-    assert "hindsight-exec doctor" in shown
+    assert "hermes hindsight_exec doctor" in shown
 
 
 def test_wrong_answers_are_asked_again(setup, home, hindsight):
