@@ -110,6 +110,7 @@ class Daemon:
         self._started: Optional[Settings] = None
         self._running: Optional[Settings] = None  # with these, as far as is known
         self._failures = 0
+        self._why = ""
         self._not_before = 0.0
 
     def find(self) -> str:
@@ -135,10 +136,13 @@ class Daemon:
         """Starts the starter, unless it runs; None if it cannot, or not yet."""
         if self._starter is None and time.monotonic() >= self._not_before:
             self._started = self.settings
+            why = missing(self.settings)
             try:
-                self._starter = _start(self._started)
+                self._starter = None if why else _start(self._started)
             except OSError as error:
-                self._failed(f"({error})")
+                why = str(error)
+            if self._starter is None:
+                self._failed(why)
         return self._starter
 
     def _look(self) -> None:
@@ -154,20 +158,16 @@ class Daemon:
             if starter.returncode == 0 and address(settings):
                 self._running, self._failures = self._started, 0
                 return
-            self._failed("")
+            self._failed(f"{log_of(settings)} tells why")
         wait = max(0.0, self._not_before - time.monotonic())
-        why = f"Hindsight's daemon could not be started, see {log_of(self.settings)}"
-        raise self._failure(Unavailable, why, wait)
+        raise self._failure(Unavailable, self._why, wait)
 
     def _failed(self, why: str) -> None:
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
         self._not_before = time.monotonic() + pause
-        log = log_of(self.settings)
-        logger.error(
-            "Hindsight's daemon could not be started; %s tells why. Next try in %d s. %s",
-            *(log, pause, why),
-        )
+        self._why = f"Hindsight's daemon could not be started: {why}"
+        logger.error("%s. Next try in %d s.", self._why, pause)
 
     def _failure(self, kind: type[Unavailable], why: str, wait: float) -> Unavailable:
         return kind("GET", self.settings.api_url, None, why, wait)

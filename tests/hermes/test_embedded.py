@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from serving import documents, free_port
 
 from hindsight_exec import Settings
 from hindsight_exec.commands import doctor, where
+from hindsight_exec.errors import Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
 
 from .recording import LIMIT, configure
@@ -197,6 +200,23 @@ def test_shutdown_does_not_wait_for_it(chat, daemon, home):
     until(lambda: sorted(said(daemon)) == ["User: one", "User: two"])
 
 
+def test_flush_starts_it(chat, daemon, home):
+    """The command line delivers what waits for a daemon, and has it started."""
+    provider = chat()
+    provider.sync_turn("one", "ok")
+    until(daemon.asked)
+    provider.shutdown()
+    daemon.let()
+    done = subprocess.run(
+        [sys.executable, "-m", "hindsight_exec", "flush", "--timeout", str(LIMIT)],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, said(daemon)) == (0, ["User: one"]), done.stderr
+
+
 def test_it_is_brought_back(chat, daemon):
     """A daemon that stopped is started again by the next turn; one that runs is found without."""
     daemon.let()
@@ -204,6 +224,7 @@ def test_it_is_brought_back(chat, daemon):
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
     provider.shutdown()
+    embedded._daemons.clear()  # as in another process
     provider = chat()
     provider.sync_turn("two", "ok")
     until(lambda: len(said(daemon)) == 2)
@@ -214,8 +235,9 @@ def test_it_is_brought_back(chat, daemon):
     assert daemon.asked() == 2
 
 
-def test_a_start_that_fails(chat, daemon, caplog):
+def test_a_start_that_fails(chat, daemon, caplog, monkeypatch):
     """A start that fails is told once, with the log's name, and not tried again at each request."""
+    monkeypatch.setattr(embedded, "_PAUSES", (1000,))
     daemon.let("fail")
     provider = chat()
     provider.sync_turn("one", "ok")
@@ -308,6 +330,16 @@ def test_what_is_missing(home, clean, monkeypatch):
     assert (check.state, "another user" in check.remedy) == ("failed", True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert HindsightMemoryProvider().is_available()
+
+
+def test_root_starts_nothing(daemon, home, monkeypatch):
+    """Whoever asks, as `flush` may: where the daemon cannot be, none is started."""
+    monkeypatch.delenv("HINDSIGHT_EMBED_API_DATABASE_URL")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    configure(home, mode="local_embedded")
+    with pytest.raises(Unavailable, match="cannot be used by root"):
+        embedded.daemon_of(Settings.load(home)).find()
+    assert daemon.asked() == 0
 
 
 def test_the_key_of_another_server(home, clean):
