@@ -245,6 +245,8 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
     found = _read(home, environ, named=bool(own or given))
     if found.unusable or not found.configured or found.values["api_url"] != url:
         return given
+    if url.startswith(EMBEDDED_URL):
+        return ""  # keys are other servers'
     # What a host handed over was meant for this profile; the process' variable may be another's.
     return found.values.get("api_key") or given or own
 

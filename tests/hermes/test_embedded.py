@@ -23,6 +23,7 @@ from serving import documents, free_port
 
 from hindsight_exec import Settings
 from hindsight_exec.commands import doctor, where
+from hindsight_exec.config import resolve_credential
 from hindsight_exec.errors import Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
 
@@ -342,12 +343,14 @@ def test_root_starts_nothing(daemon, home, monkeypatch):
     assert daemon.asked() == 0
 
 
-def test_the_key_of_another_server(home, clean):
+def test_the_key_of_another_server(home, clean, monkeypatch):
     """A key for the Hindsight API does not go to the daemon, and its URL reaches nobody else."""
+    monkeypatch.setenv("HINDSIGHT_API_KEY", "SECRET")
     configure(home, mode="local", apiKey="SECRET", api_url="http://other.invalid", profile="a/b")
     settings = Settings.load(home)
     assert settings.api_key is None
     assert settings.api_url == "http://hindsight-embed.invalid/a-b"
+    assert resolve_credential(settings.credential, settings.api_url) == ""
 
 
 def test_doctor(chat, daemon, home, monkeypatch):
