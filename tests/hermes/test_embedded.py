@@ -30,7 +30,7 @@ from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded,
 from .recording import LIMIT, configure
 
 STAND_IN = '''
-import json, os, subprocess, sys, time, urllib.request
+import fcntl, json, os, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 HERE = Path(os.environ["STAND_IN"])
@@ -66,6 +66,11 @@ class Manager:
             time.sleep(0.02)
         if (HERE / "gate").read_text() == "fail":
             return False
+        with (HERE / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self.start(profile)
+
+    def start(self, profile):
         if not self.is_running(profile):
             port = self.get_url(profile).rpartition(":")[2]
             daemon = subprocess.Popen(
