@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,11 @@ def test_installed_metadata():
         ("hermes_agent.memory_providers", "hindsight_exec.hermes"),
         ("hermes_agent.plugins", "hindsight_exec.hermes"),
     }
+
+
+def test_the_plugin_has_the_version_of_the_package():
+    """The manifest that Hermes reads of a checkout names the package's version."""
+    manifest = Path(__file__).parent.parent / "plugin.yaml"
+    if not manifest.is_file():
+        pytest.skip("the sources are not beside the tests")
+    assert f"version: {hindsight_exec.__version__}\n" in manifest.read_text(encoding="utf-8")

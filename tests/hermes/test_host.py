@@ -12,6 +12,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import sqlite3
@@ -240,6 +241,29 @@ def test_one_question(host, hindsight):
     (document,) = hindsight.documents()
     assert document.metadata["platform"] == "cli"
     assert document.tags == [f"session:{document.id.split('/')[0]}"]
+    host.check_silence()
+
+
+def test_the_repository_is_a_plugin(host, hindsight):
+    """`hermes plugins install` of a checkout is enough: the turn is stored, the commands are there."""
+    root = Path(__file__).parents[2]
+    if not (root / "plugin.yaml").is_file():
+        pytest.skip("the sources are not beside the tests")
+    host.run(host.ours, "hermes", "uninstall")
+    checkout = host.folder / "checkout"
+    parts = ["plugin.yaml", "__init__.py", "cli.py", "config_schema.py", "hindsight_exec"]
+    host.run(["git", "init", "-q", str(checkout)])
+    for part in parts:
+        copy = shutil.copytree if (root / part).is_dir() else shutil.copy
+        copy(root / part, checkout / part)
+    git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e"]
+    host.run(git, "add", ".")
+    host.run(git, "commit", "-q", "-m", "checkout")
+    host.run(host.hermes, "plugins", "install", checkout.as_uri(), "--no-enable")
+    host.run(host.hermes, "config", "set", "memory.provider", "hindsight_exec")
+    assert REPLY in host.run(host.hermes, "-z", "the door is blue")
+    assert hindsight.said() == ["the door is blue"]
+    assert "waiting" in host.run(host.hermes, "hindsight_exec", "status")
     host.check_silence()
 
 

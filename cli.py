@@ -1,0 +1,12 @@
+"""``hermes hindsight_exec …`` where the repository is a Hermes plugin; Hermes imports it alone."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("hindsight_exec") is None:  # not installed with pip: it stands beside
+    sys.path.append(str(Path(__file__).parent))
+
+from hindsight_exec.hermes.cli import hindsight_exec_command, register_cli
+
+__all__ = ["hindsight_exec_command", "register_cli"]

@@ -1,0 +1,112 @@
+"""A gateway that lives long: memory, threads and descriptors stay flat, and every turn arrives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from html import escape
+from pathlib import Path
+
+import pytest
+from serving import ServingProcess, stored
+
+from .recording import configure
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self"),
+]
+
+# Where the plot goes, for who wants to keep it; read before the fixtures clean the environment.
+PLOTS = os.environ.get("HINDSIGHT_EXEC_PLOTS")
+CHATS, STEPS, SAMPLES = 300, 40_000, 200
+PLOTTED = {"memory": "resident memory, MB", "threads": "threads", "descriptors": "open descriptors"}
+
+
+def test_an_hour_in_fast_motion(home: Path, tmp_path: Path) -> None:
+    """Thousands of providers are made, used, switched and dropped, the server is killed and comes
+    back: nothing grows, nothing is lost."""
+    server = ServingProcess(tmp_path / "data")
+    server.start()
+    configure(home, api_url=server.url, bank_id="b", retain_idle_seconds=1, drain_timeout=60)
+    program = [sys.executable, str(Path(__file__).with_name("gateway_life.py")), str(home)]
+    samples = []
+    try:
+        with subprocess.Popen(
+            [*program, str(CHATS), str(STEPS), str(SAMPLES)], stdout=subprocess.PIPE, text=True
+        ) as gateway:
+            try:
+                for line in gateway.stdout or ():
+                    samples.append(json.loads(line))
+                    if len(samples) % 40 == 10:
+                        server.kill()
+                    elif len(samples) % 40 == 20:
+                        server.start()
+            finally:
+                gateway.kill()
+        turns = samples.pop()["turns"]
+        # Once more: what the last provider could not deliver in its time.
+        flush = [sys.executable, "-m", "hindsight_exec", "flush", "--timeout", "600"]
+        folder = home / "hindsight" / "outbox"
+        subprocess.run([*flush, "--state", str(folder)], check=True, timeout=700)
+        deadline = time.monotonic() + 120
+        while len(numbers := numbers_stored(server.url)) < turns and time.monotonic() < deadline:
+            time.sleep(0.5)  # the server still processes what it has accepted
+    finally:
+        server.kill()
+    assert numbers == list(range(turns))
+    plots = Path(PLOTS or tmp_path)
+    plots.mkdir(parents=True, exist_ok=True)
+    title = (
+        f"A gateway: {samples[-1]['made']} sessions, {turns} turns, its server killed five times"
+    )
+    (plots / "gateway.svg").write_text(drawn(title, samples), encoding="utf-8")
+
+    # The first quarter fills caches; from then on there is no more than there was.
+    quarter = len(samples) // 4
+    for name, more in (("memory", 8), ("threads", 2), ("descriptors", 10)):
+        early = max(sample[name] for sample in samples[quarter : 2 * quarter])
+        late = max(sample[name] for sample in samples[-quarter:])
+        assert late <= early + more, name
+    ours = max(sample["threads"] for sample in samples)
+    assert ours <= 1 + 4 + 1  # the main one, ours, and one that is being told of a recall
+
+
+def numbers_stored(url: str) -> list[int]:
+    """The turns that the server has, each as often as it has it."""
+    texts = [text for texts in stored(url).values() for text in texts]
+    found = (re.match(r"User: turn (\d+)", text) for text in texts)
+    return sorted(int(one[1]) for one in found if one)
+
+
+def drawn(title: str, samples: list[dict[str, float]]) -> str:
+    """A panel for each figure, over the steps."""
+    width, height, left = 820, 110, 60
+    parts = []
+    for number, (name, label) in enumerate(PLOTTED.items()):
+        top = 50 + number * (height + 40)
+        most = max(sample[name] for sample in samples) * 1.1
+        points = " ".join(
+            f"{left + (width - left - 20) * index / (len(samples) - 1):.1f},"
+            f"{top + height - height * sample[name] / most:.1f}"
+            for index, sample in enumerate(samples)
+        )
+        parts += [
+            f'<text x="{left}" y="{top - 6}">{escape(label)}</text>',
+            f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>',
+            f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>',
+            f'<path d="M{left} {top}v{height}h{width - left - 20}" fill="none" stroke="#ced4da"/>',
+            f'<polyline points="{points}" fill="none" stroke="#0b7285" stroke-width="1.5"/>',
+        ]
+    whole = 50 + len(PLOTTED) * (height + 40)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" width="{width}"'
+        ' font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
+    )
+    caption = f'<text x="{left}" y="22" font-size="15">{escape(title)}</text>'
+    return "\n".join([head, caption, *parts, "</svg>\n"])
