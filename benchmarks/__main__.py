@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-NAMES = ("submit", "durable", "presence", "exits")
+NAMES = ("submit", "durable", "presence", "exits", "extraction")
 
 
 def main() -> None:

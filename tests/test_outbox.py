@@ -361,6 +361,21 @@ def test_a_batch_is_bound_before_its_first_send(path: Path) -> None:
         assert (box.batches(), box.bytes) == ([], 0)
 
 
+def test_what_is_taken_next_is_synced(box: Outbox) -> None:
+    """The steps that need no sync of their own leave the file set to sync the next turn."""
+    destination = fill(box)
+    assert box._pragma("synchronous") == 2
+    batch = batch_of(box, destination)
+    batch.accepted = True
+    box.note(batch)
+    assert box._pragma("synchronous") == 2
+    box.complete(batch)
+    assert box._pragma("synchronous") == 2
+    with pytest.raises(OutboxCorrupt):
+        box.close_documents(99, [])
+    assert box._pragma("synchronous") == 2
+
+
 def test_splitting(box: Outbox) -> None:
     """A batch becomes two, under ids of their own, with its documents in their order."""
     destination = fill(box, 5)

@@ -27,12 +27,12 @@ class Models:
     """An HTTP server of its own thread. Safe from any thread.
 
     `trouble`, once set, is what the chat model answers every request with, as an error.
-    `asked` counts the chat completions asked for.
+    `asked` counts the chat completions asked for, `characters` those of their prompts.
     """
 
     def __init__(self) -> None:
         self.trouble: Optional[str] = None
-        self.asked = 0
+        self.asked = self.characters = 0
         models = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,6 +80,7 @@ class Models:
             usage = {"prompt_tokens": 1, "total_tokens": 1}
             return 200, {"object": "list", "model": "stub", "data": data, "usage": usage}
         self.asked += 1
+        self.characters += sum(len(str(message.get("content"))) for message in body["messages"])
         if self.trouble is not None:
             error = {"message": self.trouble, "type": "server_error", "code": None}
             return 500, {"error": error}

@@ -1,0 +1,129 @@
+"""What memory costs its user: the server's LLM calls for a conversation of 100 turns.
+
+A real server, whose LLM is a stub that counts.  A turn comes every 20 seconds of simulated time:
+the clock that turns are dated by is moved on, and the server has processed one before the next
+comes, as it would have.  Hermes' own provider runs where hermes-agent is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+from unittest import mock
+
+from hindsight_exec import RetainWriter, Settings
+from tests.hindsight.server import BUSY, Hindsight, Server, eventually
+
+from .measure import OURS, Figures, Goal, Result, rows, versions
+
+BUNDLED = "bundled provider, 0.19.0"
+TURNS, EVERY = 100, 20.0
+
+#: Characters that user and assistant say in a turn, and at most so many calls.
+TALKS = {"long turns": (600, 900, 70), "short turns": (80, 220, 25)}
+
+Sync = Callable[[str, str], object]
+
+
+@contextlib.contextmanager
+def ours(url: str, bank: str) -> Iterator[Sync]:
+    with tempfile.TemporaryDirectory() as state:
+        writer = RetainWriter(Settings(api_url=url, bank_id=bank), state=Path(state))
+
+        def sync(user: str, assistant: str) -> None:
+            said = {"user": f"User: {user}", "assistant": f"Assistant: {assistant}"}
+            writer.put([{"role": role, "content": said[role]} for role in said], session="s")
+
+        yield sync
+        writer.close(60)
+
+
+@contextlib.contextmanager
+def bundled(url: str, bank: str) -> Iterator[Sync]:
+    from plugins.memory.hindsight import HindsightMemoryProvider
+
+    with tempfile.TemporaryDirectory() as home:
+        config = Path(home) / "hindsight" / "config.json"
+        config.parent.mkdir()
+        config.write_text(
+            json.dumps({"mode": "local_external", "api_url": url, "bank_id": bank, "banks": {}})
+        )
+        with mock.patch.dict(os.environ, HERMES_HOME=home):
+            provider = HindsightMemoryProvider()
+            provider.initialize("s", hermes_home=home, platform="cli", agent_context="primary")
+            yield lambda user, assistant: provider.sync_turn(user, assistant, session_id="s")
+            provider.shutdown()
+
+
+def _words(number: int, side: str, length: int) -> str:
+    """Text of its own for every turn."""
+    return " ".join(f"{side}{number}w{n}" for n in range(length))[:length]
+
+
+def _measure(
+    peer: Callable[[str, str], contextlib.AbstractContextManager[Sync]],
+    server: Server,
+    hindsight: Hindsight,
+    talk: str,
+    number: int,
+) -> Figures:
+    bank = f"{peer.__name__}-{talk.split(maxsplit=1)[0]}-{number}"
+    user, assistant, _ = TALKS[talk]
+    models = hindsight.models
+    calls, characters = models.asked, models.characters
+    moved, now = 0.0, time.time
+    with mock.patch("time.time", side_effect=lambda: now() + moved), peer(server.url, bank) as sync:
+        for turn in range(TURNS):
+            sync(_words(turn, "u", user), _words(turn, "a", assistant))
+            moved += EVERY
+            time.sleep(0.05)  # it is handed on in the background
+            eventually(lambda: not server.sql(BUSY), seconds=300)
+    eventually(lambda: not server.sql(BUSY), seconds=300)
+    stored = server.sql(f"SELECT original_text FROM documents WHERE bank_id = '{bank}'")
+    text = "".join(row["original_text"] for row in stored)
+    once = [text.count(f"u{turn}w0 ") for turn in range(TURNS)]
+    assert once == [1] * TURNS, once
+    return {
+        f"{talk}: LLM calls": models.asked - calls,
+        f"{talk}: thousand characters of prompts": (models.characters - characters) / 1000,
+    }
+
+
+def run(*, rounds: int = 5) -> Result:
+    peers: dict[str, Any] = {OURS: ours}
+    about: Optional[str] = None
+    with contextlib.suppress(ImportError):
+        import plugins.memory.hindsight  # noqa: F401
+
+        peers[BUNDLED] = bundled
+        about = "hermes-agent"
+    result = Result(
+        "extraction",
+        "What a conversation of 100 turns costs in extraction",
+        "",
+        BUNDLED if about else "",
+        [],
+        rounds=rounds,
+        versions=versions(*([about] if about else [])),
+    )
+    with Hindsight() as hindsight, hindsight.server(llm=True) as server:
+        for talk in TALKS:
+            measure = {
+                name: partial(_measure, peer, server, hindsight, talk)
+                for name, peer in peers.items()
+            }
+            taken = {name: [measure[name](number) for number in range(rounds)] for name in measure}
+            result.rows += rows(taken, BUNDLED if about else "")
+        result.versions["hindsight-api"] = ".".join(map(str, server.version()))
+    for talk, (_, _, most) in TALKS.items():
+        calls = result.row(f"{talk}: LLM calls").high
+        result.goals.append(
+            Goal(f"{talk}: at most {most} LLM calls", calls <= most, f"{calls:.0f}")
+        )
+    return result
