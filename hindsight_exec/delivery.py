@@ -43,6 +43,8 @@ _WATCHED_POLL = 0.25
 _ADOPT = 60.0
 #: Adopted boxes open at once; more while servers are in trouble.
 _ADOPTED, _ADOPTED_STUCK = 4, 64
+#: Seconds at most that a retry is waited for, should the clock have been set back.
+_LONGEST_RETRY = 600.0
 #: Marks an entry that is not a poll but a retry of a failed operation.
 _RETRY = -1
 
@@ -361,12 +363,12 @@ class Delivery:
         """The server will never take it: keep it as dead letters, loudly."""
         share = box.share(batch)
         box.outbox.bury(batch, reason, detail)
-        total = self.progress.buried(
-            share, reason, detail, own=not box.adopted, accepted=batch.accepted
-        )
+        total = sum(turns for _, turns in share)
         text = f"{total} turn(s) are kept as dead letters, {reason}: {detail}"
         _logger.error("%s. See 'hindsight-exec dead list'.", text)
         self._tell(text)
+        # Last, as it lets those go on who wait, perhaps to close.
+        self.progress.buried(share, reason, detail, own=not box.adopted, accepted=batch.accepted)
 
     # --- after acceptance -------------------------------------------------
 
@@ -382,6 +384,11 @@ class Delivery:
                 return server.opens_at(now)
             polls, batch = box.next_poll(number)
             where = (destination.bank, batch.operation or batch.operation_id)
+            if polls == _RETRY and batch.operation != batch.operation_id:
+                # A server that made an id of its own is an old one (before
+                # 0.8.6), and may retry without effect. Sent again it runs anew.
+                self._forgotten(server, box, batch, "the operation failed")
+                return [now]
             if polls == _RETRY:
                 self._ask(
                     server, box, _call("retry_operation", *where), self._retried, batch, polls
@@ -445,11 +452,17 @@ class Delivery:
             self._poll_again(box, batch, polls + 1)
 
     def _operation_failed(self, box: Box, batch: Batch, detail: str) -> None:
+        left = min(batch.retry_at - time.time(), _LONGEST_RETRY)
+        if left > 0:
+            # The process that was to tell it to run again has ended before.
+            box.poll(batch, time.monotonic() + left, _RETRY)
+            return
         wait = next_retry(batch.retries)
         if wait is None:
             self._bury(box, batch, "failed", detail)
             return
         batch.retries += 1
+        batch.retry_at = time.time() + wait
         self._note(box, batch, detail)
         with self.progress:
             self.progress.counters.last_error = detail
@@ -474,13 +487,16 @@ class Delivery:
         if stored:
             self._complete(box, batch)
             return
-        # Sent again under its own id: harmless, whatever became of the first.
-        # Wait as after a failure, lest a server that forgets is asked for ever.
+        self._forgotten(server, box, batch, "the server does not know the operation")
+
+    def _forgotten(self, server: Server, box: Box, batch: Batch, why: str) -> None:
+        """Send it again under its own id: harmless, whatever became of the first."""
         batch.accepted = False
-        self._note(box, batch, "the server does not know the operation")
+        self._note(box, batch, why)
         if not box.adopted:
             self.progress.lost(box.share(batch))
         box.send_again(batch)
+        # Wait as after a failure, lest a server that forgets is asked for ever.
         server.lane.backoff.failed(time.monotonic())
 
     def _complete(self, box: Box, batch: Batch) -> None:

@@ -85,7 +85,8 @@ class Batch:
         operation: What the server calls the operation; its own id on servers
             that do not know ours (before 0.8.6).
         accepted: The server has it, and has not said yet that it is done.
-        retries: How often the failed operation was told to run again.
+        retries: How often the failed operation was told to run again, or is to be.
+        retry_at: When it is told so: POSIX time in seconds.
     """
 
     id: int
@@ -94,6 +95,7 @@ class Batch:
     operation: str = ""
     accepted: bool = False
     retries: int = 0
+    retry_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Outbox:
             id INTEGER PRIMARY KEY AUTOINCREMENT, destination INTEGER NOT NULL,
             operation_id TEXT NOT NULL, operation TEXT NOT NULL DEFAULT '',
             accepted INTEGER NOT NULL DEFAULT 0, retries INTEGER NOT NULL DEFAULT 0,
-            error TEXT NOT NULL DEFAULT '');
+            retry_at REAL NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '');
     """
     #: Statements that lead from each older version to the next.
     _MIGRATIONS: ClassVar[dict[int, str]] = {}
@@ -182,7 +184,7 @@ class Outbox:
         WHERE source = ? ORDER BY id LIMIT ?"""
     _READY = """SELECT id, bytes FROM documents
         WHERE destination = ? AND batch IS NULL AND reason IS NULL ORDER BY id LIMIT ?"""
-    _BATCHES = """SELECT id, destination, operation_id, operation, accepted, retries
+    _BATCHES = """SELECT id, destination, operation_id, operation, accepted, retries, retry_at
         FROM batches ORDER BY id"""
     _TURNS_OF_BATCH = "SELECT source, sum(turns) FROM documents WHERE batch = ? GROUP BY source"
     _BYTES = """SELECT (SELECT coalesce(sum(length(CAST(payload AS BLOB))), 0) FROM turns)
@@ -462,8 +464,8 @@ class Outbox:
     def batches(self) -> list[Batch]:
         """All batches, the oldest first."""
         return self._rows(
-            lambda *row: Batch(row[0], row[1], row[2], row[3], bool(row[4]), row[5]),
-            (int, int, str, str, int, int),
+            lambda *row: Batch(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6]),
+            (int, int, str, str, int, int, float),
             self._BATCHES,
         )
 
@@ -481,9 +483,12 @@ class Outbox:
         """Write down what became of a batch, and an error if there was one."""
         with self._lock, self._errors(), self._unsynced():
             self._db.execute(
-                "UPDATE batches SET operation = ?, accepted = ?, retries = ?, error = ?"
-                " WHERE id = ?",
-                (batch.operation, batch.accepted, batch.retries, error, batch.id),
+                "UPDATE batches SET operation = ?, accepted = ?, retries = ?, retry_at = ?,"
+                " error = ? WHERE id = ?",
+                (
+                    *(batch.operation, batch.accepted, batch.retries, batch.retry_at),
+                    *(error, batch.id),
+                ),
             )
 
     def turns_of(self, batch: Batch) -> list[tuple[int, int]]:

@@ -89,8 +89,8 @@ class Progress(threading.Condition):
             for source, turns in share:
                 self.waiting[source] = self.waiting.get(source, 0) + turns
 
-    def buried(self, share: Share, reason: str, detail: str, *, own: bool, accepted: bool) -> int:
-        """They are dead letters now; returns how many turns."""
+    def buried(self, share: Share, reason: str, detail: str, *, own: bool, accepted: bool) -> None:
+        """They are dead letters now."""
         total = sum(turns for _, turns in share)
         with self:
             self.counters.dead += total
@@ -102,7 +102,6 @@ class Progress(threading.Condition):
             if own:
                 _subtract(self.unfinished, share)
             self.notify_all()
-        return total
 
     def failed(self, where: tuple[str, str], why: str) -> None:
         """A request failed."""

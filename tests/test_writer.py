@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hindsight.proxy import Cut, Proxy
+from hindsight.server import eventually
 from scripted_server import ScriptedServer
 from serving import Serving, documents, free_port, stored, texts, turn
 
@@ -374,6 +375,67 @@ def test_failed_operations_are_retried_then_dead(write: Any, monkeypatch: Any) -
         assert (counters.accepted, counters.completed, counters.dead) == (1, 0, 1)
         assert counters.dead_by_reason == {"failed": 1}
         assert "on strike" in counters.last_error
+        writer.close()
+
+
+def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
+    """Programs that start and end while a retry is waited for do not use the retries up."""
+    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 500.0))
+    asked: list[str] = []
+
+    def script(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.target.endswith("/memories"):
+                operation = request.json["operation_id"]
+                connection.answer(200, {"success": True, "operation_id": operation})
+            elif request.target.endswith("/retry"):
+                asked.append("retry")
+                connection.answer(200, {"success": True})
+            else:
+                asked.append("status")
+                connection.answer(200, {"status": "failed", "error_message": "on strike"})
+
+    def batches() -> list[Any]:
+        return [batch for box in writer._shared.delivery.boxes for batch in box.outbox.batches()]
+
+    with ScriptedServer(script) as failing:
+        writer = write(failing.url)
+        writer.put(turn(1), session="s")
+        assert not writer.flush(3, completed=True)
+        (batch,) = batches()
+        assert batch.retries == 2
+        writer.close()
+        for _ in range(4):
+            asked.clear()
+            writer = write(failing.url)
+            eventually(lambda: asked)
+            eventually(lambda: [one.retries for one in batches()] == [2])
+            assert asked == ["status"]
+            writer.close()
+        assert writer.counters().dead == 0
+
+
+def test_an_old_server_is_sent_a_failed_operation_again(write: Any, monkeypatch: Any) -> None:
+    """One that names operations itself retries without effect: the same document goes again."""
+    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 0.0))
+    sent: list[str] = []
+
+    def script(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.target.endswith("/memories"):
+                sent.append(request.json["items"][0]["document_id"])
+                connection.answer(200, {"success": True, "operation_id": f"theirs-{len(sent)}"})
+            else:
+                done = request.target.endswith("theirs-2")
+                connection.answer(200, {"status": "completed" if done else "failed"})
+
+    with ScriptedServer(script) as old:
+        writer = write(old.url)
+        writer.put(turn(1), session="s")
+        assert writer.flush(60, completed=True)
+        assert len(sent) == 2
+        assert len(set(sent)) == 1
+        assert writer.counters().completed == 1
         writer.close()
 
 
