@@ -7,9 +7,11 @@ their bodies, and the name in the snippets they give to child processes.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import types
 import unittest
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +45,16 @@ if hasattr(suite, "__path__"):  # a package since 3.12
 else:
     modules = [suite]
     mixin = suite.ThreadPoolMixin
+
+
+@pytest.fixture(autouse=True)
+def _little_garbage() -> Iterator[None]:
+    """Their cleanup counts threads that other tests left to be collected, and collects garbage a
+    hundred times if it finds another number."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class _Futures(types.ModuleType):
