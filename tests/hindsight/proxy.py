@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import gzip
+import itertools
 import random
 import socket
 import threading
@@ -47,9 +48,9 @@ Plan = Callable[[Exchange], Optional[Cut]]
 
 
 def at_random(share: float, *, seed: int) -> Plan:
-    """Cut this share of the requests, somewhere."""
-    chance = random.Random(seed)
-    return lambda exchange: chance.choice(list(Cut)) if chance.random() < share else None
+    """Cut this share of the requests, in each of the ways by turns."""
+    chance, ways = random.Random(seed), itertools.cycle(Cut)
+    return lambda exchange: next(ways) if chance.random() < share else None
 
 
 class Proxy:

@@ -113,7 +113,8 @@ def test_client_killed_at_random(rounds: int, server: Server, bank: str, new_hos
         for _ in range(rounds):
             killed.round()
         killed.check(server, bank)
-        assert {exchange.cut for exchange in proxy.exchanges} >= set(Cut)
+        cut = {exchange.cut for exchange in proxy.exchanges} & set(Cut)
+        assert len(cut) >= min(4, rounds // 8)  # few programs make few requests
 
 
 @rounds(1, 10)
