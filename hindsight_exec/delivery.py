@@ -10,6 +10,7 @@ while the network is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -166,7 +167,8 @@ class Delivery:
             if not self._prepared and not self.servers.closing:
                 # While turns are held: exit may leave no time for it.
                 self._prepared = True
-                self._prepare()
+                with contextlib.suppress(Exception):  # the first request tells
+                    self._prepare()
             self._wake.wait(None if due is None else min(max(0.0, due - time.monotonic()), 3600.0))
 
     def _pass(self, now: float, closing: bool) -> Optional[float]:
