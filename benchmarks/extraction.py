@@ -106,7 +106,7 @@ def run(*, rounds: int = 5) -> Result:
     result = Result(
         "extraction",
         "What a conversation of 100 turns costs in extraction",
-        "",
+        "less is cheaper",
         BUNDLED if about else "",
         [],
         rounds=rounds,
