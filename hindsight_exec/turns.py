@@ -270,7 +270,9 @@ def time_ordered_id(at: float, key: str = "") -> str:
     (``uuid.uuid7`` is new in Python 3.14, and takes no time.)
     """
     milliseconds, rest = divmod(round(at * 1e9), 1_000_000)
-    rest_of_it = hashlib.sha256(key.encode()).digest()[:8] if key else os.urandom(8)
+    # A text may hold lone surrogates, which are only taken out of what is sent.
+    made_of = key.encode("utf-8", "surrogatepass")
+    rest_of_it = hashlib.sha256(made_of).digest()[:8] if key else os.urandom(8)
     number = int.from_bytes(rest_of_it, "big") >> 2
     value = milliseconds << 80 | 7 << 76 | (rest * 4096 // 1_000_000) << 64 | 2 << 62 | number
     return str(uuid.UUID(int=value))

@@ -74,6 +74,11 @@ def test_ids_of_one_moment_differ() -> None:
     assert len({turns.time_ordered_id(AT) for _ in range(1000)}) == 1000
 
 
+def test_any_text_names_a_document() -> None:
+    """Also one with a lone surrogate, which is taken out only of what is sent."""
+    assert turns.document_id("s", AT, "a\ud800") != turns.document_id("s", AT, "a")
+
+
 def test_a_document_made_again_has_its_id() -> None:
     """A document that a lost page made us forget takes its own place when it is made again."""
     assert turns.document_id("s", AT, "turn") == turns.document_id("s", AT, "turn")
