@@ -25,7 +25,7 @@ from .commands.console import (
     note,
 )
 from .errors import BadResponse, ConfigError, HindsightExecError, Unauthorized, Unavailable
-from .times import parse_iso
+from .times import parse_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,6 +72,13 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="the folder where turns wait; without it HINDSIGHT_EXEC_STATE, else that of this user"
         " and that of Hermes",
     )
+    patience = _shared(
+        "--timeout",
+        type=_number(float, 0),
+        default=60.0,
+        metavar="SECONDS",
+        help="give up after so long without progress (60); what is left waits on disk",
+    )
     server = _Parser(add_help=False)
     server.add_argument("--url", help="the server; without it the configured one")
     server.add_argument(
@@ -91,7 +98,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "retain",
         "retain:run",
         "store a transcript in a bank",
-        [server, state, json],
+        [server, state, json, patience],
         "FILE is JSON Lines of OpenAI-style messages (role, content as text or parts, optionally"
         " timestamp), or one JSON list of them. User and assistant messages are paired to turns;"
         " tool calls, their results and system messages are left out. Where no server is"
@@ -100,17 +107,10 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     retain.add_argument("file", metavar="FILE", help="the transcript; - reads standard input")
     retain.add_argument("--session", metavar="ID", help="the session; the file's name without it")
     retain.add_argument("--context", metavar="TEXT", help="tells the server what is retained")
-    retain.add_argument(
-        "--timeout",
-        type=_number(float, 0),
-        default=60.0,
-        metavar="SECONDS",
-        help="give up after so long without progress (60); what is left waits on disk",
-    )
 
     _add_serve(commands)
 
-    _add_import(commands, [state, json])
+    _add_import(commands, [state, json, patience])
 
     status = _add(commands, "status", "waiting:status", "show what waits, and why", [state, json])
     status.add_argument(
@@ -216,20 +216,12 @@ def _add_import(commands: argparse._SubParsersAction[_Parser], shared: list[_Par
     )
     hermes.add_argument("--dry-run", action="store_true", help="show what would be done, only")
     hermes.add_argument("--yes", action="store_true", help="do not ask")
-    hermes.add_argument(
-        "--timeout",
-        type=_number(float, 0),
-        default=60.0,
-        metavar="SECONDS",
-        help="give up after so long without progress (60); what is left waits on disk",
-    )
 
 
 def _date(text: str) -> float:
     """The type of an argument that is a date, as POSIX time."""
     try:
-        moment = parse_iso(text)
-        return (moment if moment.tzinfo else moment.astimezone()).timestamp()
+        return parse_local(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-05-31") from None
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Optional
 from .errors import OutboxCorrupt, OutboxUnavailable, Rejected
 from .loop import background_loop
 from .progress import Progress
-from .schedule import next_poll, next_retry
+from .schedule import LONGEST_RETRY, next_poll, next_retry
 from .servers import Server, Servers
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ _WATCHED_POLL = 0.25
 _ADOPT = 60.0
 #: Adopted boxes open at once; more while servers are in trouble.
 _ADOPTED, _ADOPTED_STUCK = 4, 64
-#: Seconds at most that a retry is waited for, should the clock have been set back.
-_LONGEST_RETRY = 600.0
 #: Marks an entry that is not a poll but a retry of a failed operation.
 _RETRY = -1
 
@@ -454,7 +452,7 @@ class Delivery:
             self._poll_again(box, batch, polls + 1)
 
     def _operation_failed(self, box: Box, batch: Batch, detail: str) -> None:
-        left = min(batch.retry_at - time.time(), _LONGEST_RETRY)
+        left = min(batch.retry_at - time.time(), LONGEST_RETRY)  # the clock may be set back
         if left > 0:
             # The process that was to tell it to run again has ended before.
             box.poll(batch, time.monotonic() + left, _RETRY)

@@ -485,10 +485,7 @@ class Outbox:
             self._db.execute(
                 "UPDATE batches SET operation = ?, accepted = ?, retries = ?, retry_at = ?,"
                 " error = ? WHERE id = ?",
-                (
-                    *(batch.operation, batch.accepted, batch.retries, batch.retry_at),
-                    *(error, batch.id),
-                ),
+                (batch.operation, batch.accepted, batch.retries, batch.retry_at, error, batch.id),
             )
 
     def turns_of(self, batch: Batch) -> list[tuple[int, int]]:

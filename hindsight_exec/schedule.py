@@ -188,6 +188,7 @@ _POLLS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 #: Seconds before a failed operation is told to run again. The server itself
 #: tried four times, over some 210 s, before it said "failed" (1.1.0).
 _RETRIES = (0.0, 30.0, 120.0, 300.0, 600.0)
+LONGEST_RETRY = max(_RETRIES)
 
 
 def next_poll(polls: int) -> float:

@@ -16,3 +16,13 @@ def parse_iso(text: str) -> datetime:
     """
     digits = re.sub(r"\.(\d+)", lambda match: "." + match[1][:6].ljust(6, "0"), text.strip())
     return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", digits))
+
+
+def parse_local(text: str) -> datetime:
+    """As :func:`parse_iso`; one without an offset is local time, and gets the local offset.
+
+    Raises:
+        ValueError, OverflowError, OSError: It is none, or none that the system knows an offset for.
+    """
+    moment = parse_iso(text)
+    return moment if moment.tzinfo else moment.astimezone()

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Iterable, Iterator
 
 from .errors import TranscriptError
-from .times import parse_iso
+from .times import parse_local
 from .turns import turn_messages
 
 _SAID = ("user", "assistant")
@@ -250,8 +250,7 @@ def _time(value: Any) -> datetime | None:
     if value is None or value == "":
         return None
     if isinstance(value, str) and not re.fullmatch(r"-?\d+(\.\d+)?", value):
-        moment = parse_iso(value)
-        return moment if moment.tzinfo else moment.astimezone()
+        return parse_local(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(value)  # noqa: TRY004 - one kind of error for all that is no time
     seconds = float(value)

@@ -349,39 +349,8 @@ def test_a_request_that_is_cut_is_sent_again(server: Serving, write: Any, cut: C
     assert stored(server.url) == {"s": texts(range(5))}
 
 
-def test_failed_operations_are_retried_then_dead(write: Any, monkeypatch: Any) -> None:
-    """An operation that fails is told to run again; one that fails for good is a dead letter."""
-    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 0.0))
-    asked: list[str] = []
-
-    def script(connection: Any) -> None:
-        while (request := connection.request()) is not None:
-            if request.target.endswith("/memories"):
-                operation = request.json["operation_id"]
-                connection.answer(200, {"success": True, "operation_id": operation})
-            elif request.target.endswith("/retry"):
-                asked.append("retry")
-                connection.answer(200, {"success": True})
-            else:
-                status = {"status": "failed", "error_message": "the LLM is on strike"}
-                connection.answer(200, status)
-
-    with ScriptedServer(script) as failing:
-        writer = write(failing.url)
-        writer.put(turn(1), session="s")
-        assert writer.flush(60, completed=True)
-        counters = writer.counters()
-        assert asked == ["retry", "retry"]
-        assert (counters.accepted, counters.completed, counters.dead) == (1, 0, 1)
-        assert counters.dead_by_reason == {"failed": 1}
-        assert "on strike" in counters.last_error
-        writer.close()
-
-
-def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
-    """Programs that start and end while a retry is waited for do not use the retries up."""
-    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 500.0))
-    asked: list[str] = []
+def on_strike(asked: list[str]) -> Any:
+    """A server that accepts what it is given, and fails to process it; what it is asked then."""
 
     def script(connection: Any) -> None:
         while (request := connection.request()) is not None:
@@ -393,12 +362,37 @@ def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
                 connection.answer(200, {"success": True})
             else:
                 asked.append("status")
-                connection.answer(200, {"status": "failed", "error_message": "on strike"})
+                status = {"status": "failed", "error_message": "the LLM is on strike"}
+                connection.answer(200, status)
+
+    return script
+
+
+def test_failed_operations_are_retried_then_dead(write: Any, monkeypatch: Any) -> None:
+    """An operation that fails is told to run again; one that fails for good is a dead letter."""
+    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 0.0))
+    asked: list[str] = []
+    with ScriptedServer(on_strike(asked)) as failing:
+        writer = write(failing.url)
+        writer.put(turn(1), session="s")
+        assert writer.flush(60, completed=True)
+        counters = writer.counters()
+        assert [one for one in asked if one == "retry"] == ["retry", "retry"]
+        assert (counters.accepted, counters.completed, counters.dead) == (1, 0, 1)
+        assert counters.dead_by_reason == {"failed": 1}
+        assert "on strike" in counters.last_error
+        writer.close()
+
+
+def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
+    """Programs that start and end while a retry is waited for do not use the retries up."""
+    monkeypatch.setattr("hindsight_exec.schedule._RETRIES", (0.0, 500.0))
+    asked: list[str] = []
 
     def batches() -> list[Any]:
         return [batch for box in writer._shared.delivery.boxes for batch in box.outbox.batches()]
 
-    with ScriptedServer(script) as failing:
+    with ScriptedServer(on_strike(asked)) as failing:
         writer = write(failing.url)
         writer.put(turn(1), session="s")
         assert not writer.flush(3, completed=True)

@@ -82,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
         plans = _plans(sessions, journal, settings, always=bool(args.session))
         due = [plan for plan in plans if plan.due]
         if args.dry_run or not due:
-            return _show(plans, args, OK)
+            _show(plans, args)
+            return OK
         if not args.yes:
-            _show(plans, args, OK, to_note=True)
+            _show(plans, args, to_ask=True)
             if not sys.stdin.isatty():
                 note("nothing was imported: --yes does it without asking")
                 return USAGE
@@ -151,31 +152,30 @@ def _import(
     args: argparse.Namespace,
 ) -> int:
     writer = RetainWriter(settings, state=state)
-    total = given = 0
+    total = sum(len(plan.past.turns) for plan in due)
     try:
         with Progress("turns stored") as progress:
-            total = sum(len(plan.past.turns) for plan in due)
             for plan in due:
                 journal.note(plan.past, "begun")
                 _give(writer, plan.past, settings)
                 journal.note(plan.past, "done")
                 plan.state = "imported"
-                given += len(plan.past.turns)
                 progress.update(writer.counters().completed, total)
-            arrived = until_stored(writer, given, args.timeout, progress)
+            arrived = until_stored(writer, total, args.timeout, progress)
     finally:
         counters, refused = writer.counters(), writer.paused
         if counters.waiting:
             note(f"{counted(counters.waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends")
         with without_warnings():
             writer.close(0 if counters.waiting else None)
-    status = _show(plans, args, OK, stored=counters.completed)
+    _show(plans, args, stored=counters.completed)
     if counters.dead:
         note(f"{counted(counters.dead, 'turn')} refused by the server: 'hindsight-exec dead list'")
-        status = UNDONE
     if refused:
         return KEY_REFUSED
-    return status if arrived else UNREACHABLE
+    if not arrived:
+        return UNREACHABLE
+    return UNDONE if counters.dead else OK
 
 
 def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
@@ -213,14 +213,13 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
 def _show(
     plans: list[_Plan],
     args: argparse.Namespace,
-    status: int,
     *,
     stored: int | None = None,
-    to_note: bool = False,
-) -> int:
-    turns = sum(len(plan.past.turns) for plan in plans if plan.due or plan.state == "imported")
-    chars = sum(plan.chars for plan in plans if plan.due or plan.state == "imported")
-    if args.json and not to_note:
+    to_ask: bool = False,
+) -> None:
+    chosen = [plan for plan in plans if plan.due or plan.state == "imported"]
+    turns = sum(len(plan.past.turns) for plan in chosen)
+    if args.json and not to_ask:
         say_json(
             {
                 "sessions": [
@@ -238,10 +237,10 @@ def _show(
                 "stored": stored,
             }
         )
-        return status
+        return
     if stored is not None:
         say(f"{stored} of {counted(turns, 'turn')} stored")
-        return status
+        return
     rows = [
         (
             plan.past.identity.session,
@@ -254,12 +253,11 @@ def _show(
     ]
     if rows:
         table([("session", "last used", "turns", "state", "title"), *rows], right=[2])
-    cost = -(-chars // CHUNK)
+    cost = -(-sum(plan.chars for plan in chosen) // CHUNK)
     say(
         f"{counted(sum(plan.due for plan in plans), 'session')} to import, with"
         f" {counted(turns, 'turn')}: about {counted(cost, 'extraction')} for the server's LLM"
     )
-    return status
 
 
 class _Journal:

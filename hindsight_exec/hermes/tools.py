@@ -8,7 +8,7 @@ import concurrent.futures
 import json
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from hindsight_exec.times import parse_iso
+from hindsight_exec.times import parse_local
 
 __all__ = [
     "RECALL",
@@ -179,8 +179,7 @@ def _time(text: Optional[str]) -> str:
     if text is None:
         return ""
     try:
-        at = parse_iso(text)
-        return (at if at.tzinfo else at.astimezone()).isoformat()
+        return parse_local(text).isoformat()
     except (ValueError, OverflowError, OSError):
         raise ValueError(
             f"occurred_at must be an ISO 8601 date or time, like 2026-11-22T14:30:00+01:00, not {_brief(text)}"
