@@ -137,12 +137,13 @@ class ScriptedServer:
         self.url = f"http{'s' if tls else ''}://{where}:{self.port}"
         self.open = set()
         self.closed = False
+        self.mistakes = []
 
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self.closed = True
         # Closing it would not wake accept().
         socket.create_connection(self.socket.getsockname()[:2]).close()
@@ -150,6 +151,8 @@ class ScriptedServer:
         for sock in list(self.open):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        if kind is None:
+            assert not self.mistakes, self.mistakes
 
     def _accept(self):
         while True:
@@ -175,8 +178,10 @@ class ScriptedServer:
                 self.script(connection)
             finally:
                 connection.close()
-        except (OSError, ValueError):
+        except OSError:
             pass  # the client has gone
+        except Exception as error:
+            self.mistakes.append(error)  # of the script, which the test must not miss
         finally:
             self.open.discard(plain)
             plain.close()

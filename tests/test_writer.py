@@ -459,7 +459,7 @@ def test_backoff_spares_a_server_that_is_down(write: Any) -> None:
 
     def script(connection: Any) -> None:
         while connection.request() is not None:
-            connection.answer(503, {"detail": "later"}, ["Retry-After: 600"])
+            connection.answer(503, {"detail": "later"}, {"Retry-After": 600})
 
     with ScriptedServer(script) as busy:
         writer = write(busy.url)
