@@ -6,8 +6,8 @@ neither asyncio, aiohttp nor sqlite3.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+# Type checkers know the name; to import `typing` would cost as much as the rest.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .client import HindsightClient
@@ -42,6 +42,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - as late as what it is for
+
     value: object = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value  # the next look-up does not come here
     return value

@@ -21,7 +21,6 @@ import logging
 import os
 import threading
 import time
-from typing import Callable, Protocol
 
 _logger = logging.getLogger("hindsight_exec")
 
@@ -30,24 +29,29 @@ _logger = logging.getLogger("hindsight_exec")
 DRAIN, SERVE, CLOSE = range(3)
 
 
-class Drainable(Protocol):
-    """Work to be finished at exit. ``drain_timeout`` is in seconds."""
+TYPE_CHECKING = False
 
-    name: str
-    drain_timeout: float
-    expired: bool  # its bound has run out before
+if TYPE_CHECKING:
+    from typing import Callable, Protocol
 
-    def close(self) -> None:
-        """Take no more."""
+    class Drainable(Protocol):
+        """Work to be finished at exit. ``drain_timeout`` is in seconds."""
 
-    def wait(self, timeout: float) -> bool:
-        """Wait for what was taken; whether it is done."""
+        name: str
+        drain_timeout: float
+        expired: bool  # its bound has run out before
 
-    def expire(self) -> None:
-        """The bound has run out: end what can be ended, say what is left."""
+        def close(self) -> None:
+            """Take no more."""
 
-    def abandon(self) -> None:
-        """Close without waiting."""
+        def wait(self, timeout: float) -> bool:
+            """Wait for what was taken; whether it is done."""
+
+        def expire(self) -> None:
+            """The bound has run out: end what can be ended, say what is left."""
+
+        def abandon(self) -> None:
+            """Close without waiting."""
 
 
 class Phase:
