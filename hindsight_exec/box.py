@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 from .errors import OutboxUnavailable
 from .outbox import MAX_SOURCES
@@ -16,9 +16,9 @@ from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
 from .turns import document_id, document_item
 
 if TYPE_CHECKING:
-    from .outbox import Batch, Destination, Outbox
+    from .outbox import Batch, Outbox
     from .progress import Progress
-    from .turns import Source
+    from .turns import Destination, Source
 
 #: Held turns read at once. A transaction of 100 000 rows would make a
 #: concurrent put wait for 0.65 s.
@@ -38,6 +38,7 @@ class Holding:
     chars: int = 0
     looked: int = 0  # so many turns were there when no document could be made
     ended: bool = False
+    told: bool = False  # the worker knows that it is due
 
     def due_at(self) -> float:
         """When to look for a document; 0.0 for now."""
@@ -70,7 +71,7 @@ class Box:
         self.adopted = adopted
         self.broken = False
         self.busy = 0  # requests under way
-        self.sending: dict[int, int] = {}  # retains under way, by destination
+        self.sending: dict[Destination, int] = {}  # retains under way
         self.holding: dict[int, Holding] = {}  # by source
         self.ready: set[int] = set()  # destinations that may have documents
         self.resend: dict[int, deque[Batch]] = {}  # by destination
@@ -103,11 +104,13 @@ class Box:
         held = self.holding.get(number)
         if held is None:
             held = self.holding[number] = Holding(hold, now)
-        first = not held.turns
+        news = not held.turns
         held.turns += 1
         held.chars += chars
         held.last = now
-        return first or held.due_at() <= now
+        if not held.told and held.due_at() <= now:
+            held.told = news = True
+        return news
 
     def destination(self, number: int) -> Destination:
         if number not in self._destinations:
@@ -125,14 +128,25 @@ class Box:
         """How many turns of which sources a batch has."""
         return [(self.source(number), turns) for number, turns in self.outbox.turns_of(batch)]
 
-    def close_documents(self, now: float, *, everything: bool) -> list[float]:
-        """Make documents of held turns as far as they are due; when others will be."""
+    def close_documents(
+        self, now: float, *, everything: bool, wanted: Callable[[Source, int], bool]
+    ) -> list[float]:
+        """Make documents of held turns as far as they are due; when others will be.
+
+        Args:
+            now: Monotonic seconds.
+            everything: What is held is due, too.
+            wanted: Whether documents of a source, with so many characters held,
+                are to be made now. The caller knows when to ask again.
+        """
         due = []
         with self.progress:
             holding = list(self.holding.items())
         for number, held in holding:
             ended = everything or held.ended or held.last + held.hold.idle <= now
             if ended or held.due_at() <= now:
+                if not wanted(self.source(number), held.chars):
+                    continue
                 self._close_documents(number, held, ended=ended)
             if number in self.holding:
                 due.append(held.due_at())
@@ -140,9 +154,9 @@ class Box:
 
     def _close_documents(self, number: int, held: Holding, *, ended: bool) -> None:
         source = self.source(number)
-        if ended:
-            with self.progress:
-                held.ended = False  # what ends while we are at it, ends anew
+        with self.progress:
+            held.told = False  # what comes while we are at it, is told anew
+            held.ended = held.ended and not ended
         while True:
             rows = self.outbox.held_turns(number, _ROWS)
             made, start = [], 0
@@ -190,7 +204,7 @@ class Box:
             full = count < len(found)
             # Less than a full batch waits for the answer to the one before: under
             # load documents then go together, and alone they go at once.
-            wait = not full and self.sending.get(number)
+            wait = not full and self.sending.get(self.destination(number))
             if full or wait:
                 self.ready.add(number)
             if wait or not count:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Optional
 from .errors import OutboxCorrupt, OutboxUnavailable, Rejected
 from .loop import background_loop
 from .progress import Progress
-from .schedule import LONGEST_RETRY, next_poll, next_retry
+from .schedule import BATCH_BYTES, LONGEST_RETRY, next_poll, next_retry
 from .servers import Server, Servers
 
 if TYPE_CHECKING:
@@ -208,7 +208,17 @@ class Delivery:
 
     def _deliver(self, box: Box, now: float, closing: bool) -> list[float]:
         """Do what is due in a box; returns when other things will be."""
-        due = box.close_documents(now, everything=closing)
+        due: list[float] = []
+
+        def wanted(source: Source, chars: int) -> bool:
+            """Documents are made when they can go: what gathers until then costs nothing."""
+            server = self.servers.get(source.destination)
+            if not server.may_send(now):
+                due.extend(server.opens_at(now))
+                return False
+            return chars >= BATCH_BYTES or not box.sending.get(source.destination)
+
+        due += box.close_documents(now, everything=closing, wanted=wanted)
         for number in box.to_send():
             server = self.servers.get(box.destination(number))
             while server.may_send(now) and not self._abandoned:
@@ -312,8 +322,7 @@ class Delivery:
     # --- sending ----------------------------------------------------------
 
     def _send(self, server: Server, box: Box, batch: Batch) -> None:
-        number = batch.destination
-        bank = box.destination(number).bank
+        where = box.destination(batch.destination)
         try:
             items = box.outbox.items(batch)
         except OutboxUnavailable:
@@ -321,15 +330,17 @@ class Delivery:
             raise
 
         def retain(client: HindsightClient) -> Awaitable[Any]:
-            return client.retain(bank, items, asynchronous=True, operation_id=batch.operation_id)
+            return client.retain(
+                where.bank, items, asynchronous=True, operation_id=batch.operation_id
+            )
 
-        box.sending[number] = box.sending.get(number, 0) + 1
+        box.sending[where] = box.sending.get(where, 0) + 1
         self._ask(server, box, retain, self._sent, batch, len(items))
 
     def _sent(
         self, server: Server, box: Box, future: Future[Any], batch: Batch, items: int
     ) -> None:
-        box.sending[batch.destination] -= 1
+        box.sending[box.destination(batch.destination)] -= 1
         try:
             answer = future.result()
         except CancelledError:
@@ -525,9 +536,11 @@ class Delivery:
 
     def _waits(self, box: Box) -> bool:
         """Whether all that is left are polls, or sends to servers in trouble."""
-        return not (box.busy or box.holding) and all(
-            self.servers.get(box.destination(number)).troubled for number in box.to_send()
-        )
+        with self.progress:
+            held = list(box.holding)
+        wheres = [box.source(number).destination for number in held]
+        wheres += [box.destination(number) for number in box.to_send()]
+        return not box.busy and all(self.servers.get(where).troubled for where in wheres)
 
 
 def _call(name: str, *values: str) -> Request:

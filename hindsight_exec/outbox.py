@@ -18,7 +18,7 @@ import os
 import re
 import sqlite3
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -33,7 +33,7 @@ from typing import (
 from urllib.parse import quote
 
 from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
-from .turns import Source, Turn, storable
+from .turns import Destination, Source, Turn, storable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,15 +66,6 @@ _TIMES = (0.0, 253_402_300_799.0)
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where a request goes: a bank of a server, and the key's reference."""
-
-    url: str
-    credential: str
-    bank: str
 
 
 @dataclass
@@ -345,7 +336,7 @@ class Outbox:
         if len(self._sources) >= MAX_SOURCES:
             self._db.execute(self._UNUSED_SOURCES)
             self._sources.clear()
-        where = (source.url, source.credential, source.bank)
+        where = astuple(source.destination)
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where
         )

@@ -11,8 +11,8 @@ from .schedule import Lane
 
 if TYPE_CHECKING:
     from .clients import Lease
-    from .outbox import Destination
     from .progress import Progress
+    from .turns import Destination
 
 _logger = logging.getLogger("hindsight_exec")
 

@@ -33,6 +33,15 @@ _LONGEST_IDENTIFIER = 255
 
 
 @dataclass(frozen=True)
+class Destination:
+    """Where a request goes: a bank of a server, and the key's reference."""
+
+    url: str
+    credential: str
+    bank: str
+
+
+@dataclass(frozen=True)
 class Source:
     """What the turns of one document share: where they go and what is said of them.
 
@@ -56,6 +65,10 @@ class Source:
     tags: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     observation_scopes: str = ""
+
+    @property
+    def destination(self) -> Destination:
+        return Destination(self.url, self.credential, self.bank)
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,9 @@ def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) 
 def _storable_json(name: str, value: Any) -> str:
     try:
         text = storable(_json(value))
-        if "\\u0000" in text:  # the escape of U+0000, or somebody writes about it
+        # The escape of U+0000, or somebody writes about it. One character is
+        # found a hundred times faster, and the user waits.
+        if "\\" in text and "\\u0000" in text:
             text = storable(_json(_storable_values(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be JSON: {error}") from error

@@ -471,6 +471,33 @@ def test_backoff_spares_a_server_that_is_down(write: Any) -> None:
         assert not writer.close()
 
 
+def test_turns_gather_while_the_server_takes_none(write: Any) -> None:
+    """Documents are made when they can be sent; until then turns stay as they were given."""
+    well = threading.Event()
+
+    def script(connection: Any) -> None:
+        while connection.request() is not None:
+            if well.is_set():
+                connection.answer(200, {"success": True, "operation_id": "o"})
+            else:
+                connection.answer(503, {"detail": "later"}, {"Retry-After": 600})
+
+    with ScriptedServer(script) as busy:
+        writer = write(busy.url)
+        writer.put(turn(0, "x" * 2700), session="s")
+        wait_until(writer, lambda: writer.counters().last_error)
+        for number in range(1, 21):
+            writer.put(turn(number, "x" * 2700), session="s")
+        summary = writer._shared._own.outbox.summary()
+        assert (summary.held, summary.queued) == (20, 1)
+        well.set()
+        assert writer.flush(60)
+        sent = [item["document_id"] for one in busy.requests[1:] for item in one.json["items"]]
+        assert sent == sorted(set(sent)), "in the order of the turns"
+        assert len(sent) == 21
+        writer.close(0)
+
+
 def test_a_stalled_writer_is_visible(write: Any, caplog: Any) -> None:
     """Turns that wait for long without a success are a warning, once."""
     writer = write(f"http://127.0.0.1:{free_port()}")
