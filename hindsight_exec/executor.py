@@ -31,7 +31,7 @@ from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 from .errors import ExecutorClosed
-from .exit_order import CLOSE, DRAIN, PHASES, SERVE, Phase, call_at_exit, guarded
+from .exit_order import CLOSE, DRAIN, GRACE, PHASES, SERVE, Phase, call_at_exit, guarded
 
 TYPE_CHECKING = False  # as in `typing`, whose import would be a third of ours
 
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["CLOSE", "DRAIN", "SERVE", "DrainingExecutor", "call_at_exit"]
 
 _logger = logging.getLogger("hindsight_exec")
-
-#: Seconds that a job has to end after ``on_deadline`` told it to.
-_GRACE = 0.5
 
 #: Seconds that a wait lasts before signals are looked for again.
 _SLICE = 0.5
@@ -212,6 +209,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         work.forbid_own_threads("shutdown(wait=True) from a job of the same executor")
         if not work.wait(timeout):
             work.expire()
+            work.give_up(GRACE)
             return
         # The jobs are done; the threads have found the end of the queue or
         # are about to, so that this is short.
@@ -296,6 +294,8 @@ class _Work:
         self.refusal: Optional[Callable[[], Exception]] = None  # of submissions
         self.closed = False
         self.expired = False
+        self.given_up = False
+        self.left = 0  # jobs that were cancelled as the time was over
 
     def for_child(self) -> _Work:
         """The same executor as a forked child sees it: without the jobs."""
@@ -411,20 +411,27 @@ class _Work:
                 self.done(job[4])
 
     def expire(self) -> None:
-        """A bound has run out: end what can be ended, say what is left."""
+        """A bound has run out: end what can be ended."""
         with self.lock:
             if self.expired:
                 return
             self.expired = True
             futures = self.take_queue()
             self.queue.put(None)
-        left = _cancel(futures)
+        self.left = _cancel(futures)
+        if self.on_deadline is not None:
+            guarded(self.on_deadline, "on_deadline of %r", self.name)
+
+    def give_up(self, timeout: float) -> None:
+        """Give what was told to end so long to do so; say what is left."""
+        if not self.expired or self.given_up:
+            return
+        self.given_up = True
         try:
             if self.on_deadline is not None:
-                guarded(self.on_deadline, "on_deadline of %r", self.name)
-                self.wait(_GRACE)
+                self.wait(timeout)
         finally:  # also when Ctrl-C ends the wait
-            left += self.pending
+            left = self.left + self.pending
             # A lookup that still hangs is nobody's work any more.
             if left and self.phase is PHASES[DRAIN]:
                 _logger.warning(
@@ -435,7 +442,7 @@ class _Work:
                 )
 
     def abandon(self) -> None:
-        """Close without waiting."""
+        """Close, and end what can be ended."""
         self.close()
         if self.pending:
             self.expire()

@@ -28,6 +28,8 @@ _logger = logging.getLogger("hindsight_exec")
 #: (a resolver pool), then what is left to be closed.
 DRAIN, SERVE, CLOSE = range(3)
 
+#: Seconds that work has to end after it was told that its bound has run out.
+GRACE = 0.5
 
 TYPE_CHECKING = False
 
@@ -48,10 +50,13 @@ if TYPE_CHECKING:
             """Wait for what was taken; whether it is done."""
 
         def expire(self) -> None:
-            """The bound has run out: end what can be ended, say what is left."""
+            """The bound has run out: end what can be ended."""
+
+        def give_up(self, timeout: float) -> None:
+            """After that: wait so long for it to end, and say what is left."""
 
         def abandon(self) -> None:
-            """Close without waiting."""
+            """Close, and end what can be ended."""
 
 
 class Phase:
@@ -89,6 +94,7 @@ class Phase:
                 bound = work.drain_timeout if patient and not work.expired else 0.0
                 if not work.wait(max(0.0, began + bound - time.monotonic())):
                     work.expire()
+            self._give_up(works)
         except BaseException as error:
             # Ctrl-C, or what a signal handler raised: whoever sent it does not
             # want to wait. Nothing may leave this callback, or those of others
@@ -98,10 +104,18 @@ class Phase:
             for work in works:
                 with contextlib.suppress(BaseException):  # another Ctrl-C
                     guarded(work.abandon, "Closing %r", work.name)
+            with contextlib.suppress(BaseException):
+                self._give_up(works)
         for callback in self.callbacks:
             with contextlib.suppress(BaseException):
                 guarded(callback, "Exit callback %r", callback)
         return patient
+
+    def _give_up(self, works: list[Drainable]) -> None:
+        """Their time to end is one for all: every executor adds nothing to it."""
+        end = time.monotonic() + GRACE
+        for work in works:
+            work.give_up(max(0.0, end - time.monotonic()))
 
 
 def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:

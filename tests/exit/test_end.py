@@ -169,6 +169,25 @@ def test_drained_at_once(run):
     assert [line.partition(" job ")[0] for line in lines] == ["one: 1", "two: 1"]
 
 
+def test_time_to_end_is_one_for_all(run):
+    """At the deadline all executors are told before any is waited for: their jobs end together."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor, executor, exit_order
+        executor.GRACE = exit_order.GRACE = 60.0  # so that only the order counts
+        told = [threading.Event() for _ in range(3)]
+        def wait_for_all(n):
+            for event in told:
+                event.wait()
+            say(n)
+        for n in range(3):
+            DrainingExecutor(drain_timeout=0.1, on_deadline=told[n].set).submit(wait_for_all, n)
+        """
+    )
+    assert (ended.status, sorted(ended.out.split()), ended.err) == (0, ["0", "1", "2"], "")
+
+
 def test_nobody_waits_for_ever(run):
     """At the deadline queued futures are cancelled: a thread that waits for one goes on."""
     ended = run(
