@@ -1,13 +1,15 @@
 """Ratios to the standard library in the same run: they catch a loss, and measure nothing.
 
-`benchmarks/` measures. The limits here are well above what was measured, and a noisy moment gets
-two more chances.
+`benchmarks/` measures. The limits here are a third above the medians on the slowest line of CPython
+(0.69 and 4.9 on 3.9, on a machine with a load of 15, as in this test), and a noisy moment gets two
+more chances.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,9 @@ import pytest
 from hindsight_exec import DrainingExecutor, Outbox
 from hindsight_exec.turns import source, turn
 
-# Not in every run, until it has shown itself steady on noisy machines.
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="a tracing compiler's ratios are not steady"
+)
 
 
 def _median(action: Callable[[], object], count: int) -> float:
@@ -43,7 +46,7 @@ def _least_ratio(ratio: Callable[[], float], limit: float) -> float:
 
 
 def test_submit_costs_no_more_than_the_standard_librarys() -> None:
-    """Handing a job over takes at most one and a half times the standard library's time."""
+    """Handing a job over takes less than the standard library's time, by more than a tenth."""
 
     def once(executor: Any) -> float:
         with executor:
@@ -52,7 +55,7 @@ def test_submit_costs_no_more_than_the_standard_librarys() -> None:
     def ratio() -> float:
         return once(DrainingExecutor()) / once(ThreadPoolExecutor(1))
 
-    assert _least_ratio(ratio, 1.5) <= 1.5
+    assert _least_ratio(ratio, 0.9) <= 0.9
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def test_keeping_a_turn_costs_a_small_multiple_of_an_insert(
     tmp_path: Path, raw: sqlite3.Connection
 ) -> None:
-    """Making a turn and keeping it takes at most eight times a raw INSERT of its bytes."""
+    """Making a turn and keeping it takes at most six and a half times a raw INSERT of its bytes."""
     messages = [{"role": role, "content": "of some words " * 36} for role in ("user", "assistant")]
     where = source(url="http://127.0.0.1:1", credential="", bank="b", session="s")
     text = turn(messages, given_at=1.0, index=1).payload
@@ -81,6 +84,6 @@ def test_keeping_a_turn_costs_a_small_multiple_of_an_insert(
         )
 
     try:
-        assert _least_ratio(ratio, 8.0) <= 8.0
+        assert _least_ratio(ratio, 6.5) <= 6.5
     finally:
         outbox.close()
