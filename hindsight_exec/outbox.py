@@ -286,7 +286,7 @@ class Outbox:
             ValueError: The turn is longer than ``MAX_ROW_BYTES``.
         """
         size = len(turn.payload.encode())
-        row = (turn.given_at, turn.index, json.dumps(turn.sizes), turn.payload)
+        row = (turn.given_at, turn.index, str(list(turn.sizes)), turn.payload)  # JSON, too
         with self._lock, self._errors():
             self._check_room(size)
             known = self._sources.get(source)

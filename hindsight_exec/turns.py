@@ -16,9 +16,11 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterable, Mapping, Sequence  # typing's are slow to ask isinstance()
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Optional
 
 # json.dumps() would make an encoder for each call.
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -69,6 +71,13 @@ class Source:
     @property
     def destination(self) -> Destination:
         return Destination(self.url, self.credential, self.bank)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.session, self.destination, self.context, self.tags, self.metadata))
+
+    def __hash__(self) -> int:
+        return self._hash  # asked for half a dozen times a turn
 
 
 @dataclass(frozen=True)
@@ -135,27 +144,41 @@ def source(
         raise ValueError(f"tags must be a list of texts, not {tags!r:.80}")
     if not isinstance(metadata or {}, Mapping):
         raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
+    scopes = observation_scopes
+    return _source(
+        url,
+        credential,
+        bank,
+        session,
+        str(context or ""),
+        tuple(map(str, tags)),
+        tuple((str(key), str(one)) for key, one in (metadata or {}).items() if one is not None),
+        "" if scopes is None else _storable_json("observation_scopes", scopes),
+    )
+
+
+@lru_cache(maxsize=1024)  # mostly it is that of the turn before
+def _source(
+    url: str,
+    credential: str,
+    bank: str,
+    session: str,
+    context: str,
+    tags: tuple[str, ...],
+    metadata: tuple[tuple[str, str], ...],
+    observation_scopes: str,
+) -> Source:
     session = identifier(session)
-    every = [identifier(str(tag)) for tag in tags] + [identifier(f"session:{session}")]
+    every = [*map(identifier, tags), identifier(f"session:{session}")]
     return Source(
         url=url,
         credential=credential,
         bank=storable(bank),
         session=session,
-        context=storable(str(context or "")),
+        context=storable(context),
         tags=tuple(dict.fromkeys(tag for tag in every if tag)),
-        metadata=tuple(
-            sorted(
-                (storable(str(key)), storable(str(value)))
-                for key, value in (metadata or {}).items()
-                if value is not None
-            )
-        ),
-        observation_scopes=(
-            ""
-            if observation_scopes is None
-            else _storable_json("observation_scopes", observation_scopes)
-        ),
+        metadata=tuple(sorted((storable(key), storable(one)) for key, one in metadata)),
+        observation_scopes=observation_scopes,
     )
 
 
