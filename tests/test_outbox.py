@@ -8,30 +8,23 @@ import signal
 import sqlite3
 import stat
 import sys
-import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from filling import AT, batch_of, close_all, fill, source, turn
 
 from hindsight_exec import outbox as outbox_room
 from hindsight_exec import spool, turns
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
-from hindsight_exec.outbox import MAX_ROW_BYTES, SCHEMA_VERSION, Batch, Outbox, Summary
+from hindsight_exec.outbox import MAX_ROW_BYTES, SCHEMA_VERSION, Outbox, Summary
 from hindsight_exec.salvage import salvage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from hindsight_exec.turns import Source, Turn
-
-AT = 1_760_000_000.0
 
 # A program that opens the outbox and has helpers at hand.
 OPEN = """\
@@ -60,43 +53,6 @@ def box(path: Path) -> Iterator[Outbox]:
     outbox = Outbox(path)
     yield outbox
     outbox.close()
-
-
-def source(session: str = "s", bank: str = "b", **values: Any) -> Source:
-    return turns.source(url="http://h", credential="", bank=bank, session=session, **values)
-
-
-def turn(number: int, words: str = "") -> Turn:
-    message = {"role": "user", "content": f"turn {number}{words}"}
-    return turns.turn([message], given_at=AT + number, index=number)
-
-
-def close_all(outbox: Outbox, number: int, each: int = 1) -> int:
-    """Make documents of ``each`` held turns."""
-    rows = outbox.held_turns(number, 1000)
-    made = []
-    for start in range(0, len(rows), each):
-        part = rows[start : start + each]
-        document_id = turns.document_id(
-            outbox.source(number).session, part[0][1].given_at, part[0][1].payload
-        )
-        item = turns.document_item(outbox.source(number), document_id, [one for _, one in part])
-        made.append(([row for row, _ in part], document_id, part[0][1].given_at, item))
-    return outbox.close_documents(number, made)
-
-
-def batch_of(outbox: Outbox, destination: int, operation_id: str = "op") -> Batch:
-    """A batch of all documents that are ready."""
-    return outbox.make_batch(
-        destination, [one for one, _ in outbox.ready(destination, 1000)], operation_id
-    )
-
-
-def fill(outbox: Outbox, count: int = 4, session: str = "s") -> int:
-    """Documents of one turn each; returns their destination."""
-    for number in range(count):
-        held = outbox.put(source(session), turn(number))
-    return close_all(outbox, held)
 
 
 def contents(outbox: Outbox) -> list[str]:
@@ -873,146 +829,3 @@ def test_salvage_of_nothing(tmp_path: Path, path: Path) -> None:
         with pytest.raises(sqlite3.Error):
             salvage(tmp_path / "gone", into)
     assert not (tmp_path / "gone").exists()
-
-
-# --- all of it, against a model -----------------------------------------------
-
-
-class Kept(RuleBasedStateMachine):
-    """Everything that can be done to an outbox, in any order, and beside it what should be there."""
-
-    sessions = st.sampled_from(["s", "t", "a/b"])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "o.db"
-        self.box = Outbox(self.path, synchronous="NORMAL")
-        self.count = 0
-        self.held: list[tuple[str, str]] = []  # session and text
-        self.queued: list[tuple[str, str]] = []
-        self.dead: list[tuple[str, str]] = []
-        self.batched: dict[int, tuple[Batch, list[tuple[str, str]]]] = {}
-
-    @rule(session=sessions, words=st.text(max_size=50))
-    def put(self, session: str, words: str) -> None:
-        self.count += 1
-        self.box.put(source(session), turn(self.count, words))
-        self.held.append((session, f"turn {self.count}{turns.storable(words)}"))
-
-    @rule(session=sessions)
-    def put_document(self, session: str) -> None:
-        self.count += 1
-        one = turn(self.count)
-        item = turns.document_item(source(session), "d", [one])
-        self.box.put_document(source(session), "d", item, one.given_at)
-        self.queued.append((session, f"turn {self.count}"))
-
-    @precondition(lambda self: self.held)
-    @rule(each=st.integers(1, 3))
-    def close_documents(self, each: int) -> None:
-        for held in self.box.held():
-            close_all(self.box, held.source, each)
-        self.queued += self.held
-        self.held = []
-
-    @precondition(lambda self: self.queued)
-    @rule()
-    def make_batch(self) -> None:
-        (destination,) = self.box.destinations()
-        batch = batch_of(self.box, destination, str(self.count))
-        self.batched[batch.id] = (batch, self.queued)
-        self.queued = []
-
-    @precondition(lambda self: self.batched)
-    @rule(data=st.data(), what=st.sampled_from(["accept", "complete", "bury", "split"]))
-    def batch(self, data: Any, what: str) -> None:
-        batch, members = self.batched[data.draw(st.sampled_from(sorted(self.batched)))]
-        if what == "accept":
-            batch.accepted = not batch.accepted
-            self.box.note(batch)
-            return
-        if what == "split":
-            if len(self.box.items(batch)) < 2:
-                return
-            for half in self.box.split(batch, ("l", "r")):
-                texts = {
-                    message["content"]
-                    for item in self.box.items(half)
-                    for message in json.loads(json.loads(item)["content"])
-                }
-                self.batched[half.id] = (half, [one for one in members if one[1] in texts])
-        elif what == "complete":
-            self.box.complete(batch)
-        else:
-            self.box.bury(batch, "failed", "why")
-            self.dead += members
-        del self.batched[batch.id]
-
-    @rule()
-    def revive(self) -> None:
-        self.box.revive()
-        self.queued += self.dead
-        self.dead = []
-
-    @rule()
-    def discard(self) -> None:
-        self.box.discard()
-        self.dead = []
-
-    @rule(session=st.one_of(st.none(), sessions))
-    def purge(self, session: Optional[str]) -> None:
-        def stays(one: tuple[str, str]) -> bool:
-            return session is not None and one[0] != session
-
-        self.box.purge(session)
-        self.held = list(filter(stays, self.held))
-        self.queued = list(filter(stays, self.queued))
-        self.dead = list(filter(stays, self.dead))
-        left = {key: (one, list(filter(stays, own))) for key, (one, own) in self.batched.items()}
-        self.batched = {key: value for key, value in left.items() if value[1]}
-
-    @rule()
-    def open_again(self) -> None:
-        self.box.vacuum()
-        self.box.close()
-        self.box = Outbox(self.path, synchronous="NORMAL")
-        assert {one.id: one for one in self.box.batches()} == {
-            key: batch for key, (batch, _) in self.batched.items()
-        }
-
-    @invariant()
-    def all_is_there_once(self) -> None:
-        accepted = [one for batch, own in self.batched.values() if batch.accepted for one in own]
-        waiting = [one for batch, own in self.batched.values() if not batch.accepted for one in own]
-        expected = {
-            "held": self.held,
-            "queued": self.queued + waiting,
-            "accepted": accepted,
-            "dead": self.dead,
-        }
-        summary = self.box.summary()
-        for state, members in expected.items():
-            assert getattr(summary, state) == len(members), state
-        found = [
-            (entry["session"], message["content"])
-            for entry in self.box.entries()
-            for message in json.loads(entry["content"])
-        ]
-        every = [one for members in expected.values() for one in members]
-        assert sorted(found) == sorted(every)
-        assert self.box.bytes == self.box._all(Outbox._BYTES)[0][0]
-        assert self.box.is_empty() == (not every)
-
-    def teardown(self) -> None:
-        self.box.close()
-        self.folder.cleanup()
-
-
-TestKept = Kept.TestCase
-TestKept.settings = settings(
-    deadline=None,
-    max_examples=60,
-    stateful_step_count=30,
-    suppress_health_check=[HealthCheck.too_slow],
-)

@@ -1,0 +1,841 @@
+"""All that can be done to an executor and to an outbox, in any order, against a simple model."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+import weakref
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from conftest import Child
+from filling import documents_of, source, turn
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from hindsight_exec import DrainingExecutor, ExecutorClosed, spool, turns
+from hindsight_exec import outbox as outbox_room
+from hindsight_exec.errors import OutboxFull
+from hindsight_exec.outbox import MAX_BYTES, Batch, Outbox
+from hindsight_exec.salvage import salvage
+from hindsight_exec.turns import Source, Turn
+
+LIMIT = 60  # seconds to fail after, never reached
+
+SETTINGS = settings(
+    deadline=None,
+    max_examples=30,
+    stateful_step_count=30,
+    suppress_health_check=[*HealthCheck],
+)
+FOR_LONG = settings(SETTINGS, max_examples=500, stateful_step_count=60)
+
+
+# --- the executor -------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Job:
+    """A job as the model knows it."""
+
+    number: float
+    kind: str
+    future: Future[Any] = field(default_factory=Future)
+    entered: threading.Event = field(default_factory=threading.Event)
+    leave: threading.Event = field(default_factory=threading.Event)
+    cancelled: bool = False
+
+    @property
+    def held_up(self) -> bool:
+        return self.kind == "blocks" and not self.leave.is_set()
+
+
+class Executor(RuleBasedStateMachine):
+    """Jobs are taken first in, first out, by as many workers as there are, and each runs once.
+
+    Between two steps all is still: the workers idle, or wait in jobs that block. What must have
+    happened by then is computed by `settle`, and waited for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+        self.logged: list[str] = []
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.logged.append(record.getMessage())
+        logging.getLogger("hindsight_exec").addHandler(self.handler)
+
+    @initialize(workers=st.sampled_from([1, 1, 2, 3]), releases=st.booleans())
+    def begin(self, workers: int, releases: bool) -> None:
+        self.made += 1
+        self.name = f"machine{self.made}"
+        self.workers = workers
+        self.releases = releases  # by on_deadline, which else is not given
+        self.executor: Optional[DrainingExecutor] = DrainingExecutor(
+            workers,
+            self.name,
+            on_closing=lambda: self.told.append("closing"),
+            on_deadline=self.on_deadline if releases else None,
+        )
+        self.told: list[str] = []
+        self.followers: dict[float, Job] = {}  # submitted by jobs
+        self.jobs: list[Job] = []
+        self.queue: list[Job] = []
+        self.running: list[Job] = []
+        self.ran: list[float] = []
+        self.expected: list[float] = []
+        self.closed = self.expired = False
+
+    def on_deadline(self) -> None:
+        self.told.append("deadline")
+        for job in self.running:
+            job.leave.set()
+
+    # --- what a job does ---
+
+    def job(self, job: Job, executor: weakref.ref[DrainingExecutor]) -> float:
+        self.ran.append(job.number)
+        job.entered.set()
+        if job.kind == "raises":
+            raise LookupError(job.number)
+        if job.kind == "blocks":
+            assert job.leave.wait(LIMIT)
+        if job.kind == "submits" and (own := executor()) is not None:
+            follower = Job(job.number + 0.5, "ends")
+            try:
+                follower.future = own.submit(self.job, follower, executor)
+            except ExecutorClosed:
+                return job.number
+            self.followers[job.number] = follower
+        return job.number
+
+    # --- the model ---
+
+    def settle(self) -> None:
+        """Let happen all that can, and see that it has."""
+        for job in self.running:
+            assert job.held_up or job.future.result(LIMIT) == job.number
+        self.running = [job for job in self.running if job.held_up]
+        while self.queue and len(self.running) < self.workers:
+            job = self.queue.pop(0)
+            if job.cancelled:
+                continue
+            self.expected.append(job.number)
+            assert job.entered.wait(LIMIT)
+            if job.held_up:
+                self.running.append(job)
+                continue
+            follows = job.kind == "submits" and self.executor is not None and not self.closed
+            assert isinstance(job.future.exception(LIMIT), LookupError) == (job.kind == "raises")
+            follower = self.followers.pop(job.number, None)
+            assert (follower is not None) == follows
+            if follower is not None:
+                self.jobs.append(follower)
+                self.queue.append(follower)
+        if self.executor is None:
+            return
+        for _ in range(100 * LIMIT):
+            # The count follows the future; a drain that ends in vain does not matter to it.
+            if self.executor.pending == self.pending:
+                return
+            self.executor.drain(0.01)
+        raise AssertionError(f"{self.executor} instead of {self.pending}")
+
+    def release(self) -> None:
+        for job in self.jobs:
+            job.leave.set()
+
+    def cancel_queue(self) -> None:
+        for job in self.queue:
+            job.cancelled = True
+        self.queue = []
+
+    @property
+    def pending(self) -> int:
+        return len(self.running) + len(self.queue)
+
+    # --- what is done to it ---
+
+    @precondition(lambda self: self.executor is not None)
+    @rule(kinds=st.lists(st.sampled_from(["ends", "raises", "blocks", "submits"]), max_size=6))
+    def submit(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            job = Job(len(self.jobs), kind)
+            if self.closed:
+                with pytest.raises(ExecutorClosed):
+                    self.executor.submit(pytest.fail, "was refused")
+                continue
+            job.future = self.executor.submit(self.job, job, weakref.ref(self.executor))
+            self.jobs.append(job)
+            self.queue.append(job)
+            if kind == "submits":
+                self.settle()  # or what it submits would race with what comes next
+        self.settle()
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        job = data.draw(st.sampled_from(self.jobs))
+        assert job.future.cancel() == (job in self.queue or job.cancelled)
+        job.cancelled |= job in self.queue
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def release_one(self, data: Any) -> None:
+        data.draw(st.sampled_from(self.running)).leave.set()
+        self.settle()
+
+    @rule()
+    def release_all(self) -> None:
+        self.release()
+        self.settle()
+
+    @precondition(lambda self: self.executor is not None)
+    @rule(bound=st.sampled_from([None, 0, 0.01, LIMIT]))
+    def drain(self, bound: Optional[float]) -> None:
+        if self.pending:
+            bound = min(bound or 0, 0.01)
+        assert self.executor.drain(bound) == (not self.pending)
+
+    @precondition(lambda self: self.executor is not None and self.running and not self.closed)
+    @rule(each=st.booleans())
+    def drain_meanwhile(self, each: bool) -> None:
+        """A drain that waits already ends with what was accepted before it, not with what comes."""
+        thread = self.waiting(self.executor.drain)
+        late = Job(len(self.jobs), "blocks")
+        late.future = self.executor.submit(self.job, late, weakref.ref(self.executor))
+        if each:
+            assert not self.executor.drain(0)  # the late one is of a wave of its own
+        self.release()
+        self.jobs.append(late)
+        self.queue.append(late)
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+        self.settle()
+
+    @precondition(lambda self: self.executor is not None)
+    @rule(wait=st.booleans(), cancel=st.booleans(), bound=st.sampled_from([None, 0, 0.01]))
+    def shutdown(self, wait: bool, cancel: bool, bound: Optional[float]) -> None:
+        if not wait:
+            self.executor.shutdown(wait=False, cancel_futures=cancel)
+        elif not self.pending:
+            self.executor.shutdown(cancel_futures=cancel, timeout=bound and LIMIT)
+        else:
+            self.executor.shutdown(cancel_futures=cancel, timeout=bound or 0)
+        self.closed = True
+        if cancel:
+            self.cancel_queue()
+        if wait and self.pending and not self.expired:
+            self.expired = True
+            undone = sum(not job.cancelled for job in self.queue) + len(self.running)
+            self.cancel_queue()
+            left = [int(re.findall("[0-9]+ job", text)[0][:-4]) for text in self.logged]
+            assert self.releases or left == [undone]
+        self.settle()
+
+    @precondition(lambda self: self.executor is not None and self.running)
+    @rule()
+    def shutdown_meanwhile(self) -> None:
+        """A shutdown waits for what was accepted, and what comes is refused."""
+        thread = self.waiting(self.executor.shutdown)
+        self.closed = True
+        with pytest.raises(ExecutorClosed):
+            self.executor.submit(pytest.fail, "was refused")
+        self.release()
+        self.settle()
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+        assert not self.pending
+
+    def waiting(self, call: Any) -> threading.Thread:
+        """A thread that calls, and waits already."""
+        thread = threading.Thread(target=call)
+        thread.start()
+        while True:
+            frame = sys._current_frames().get(thread.ident)
+            assert frame is not None
+            if frame.f_code is threading.Condition.wait.__code__:
+                return thread
+
+    @precondition(lambda self: self.executor is not None)
+    @rule()
+    def collect(self) -> None:
+        """Nobody holds the executor any more; what it accepted goes on."""
+        gone = weakref.ref(self.executor)
+        self.executor = None
+        for _ in range(3):  # PyPy needs more than one
+            if gone() is not None:
+                gc.collect()
+        assert gone() is None
+
+    @precondition(lambda self: hasattr(os, "fork"))
+    @rule()
+    def fork(self) -> None:
+        with warnings.catch_warnings():
+            # That threads are alive is what this is about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            status = 1
+            try:
+                self.live_in_child()
+                status = 0
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+    def live_in_child(self) -> None:
+        """The executor is empty here, as open or closed as it was, and works."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LIMIT)
+        ran = [*self.ran]
+        waiting = [*self.queue, *self.running]
+        executor = self.executor if self.executor is not None else DrainingExecutor()
+        assert executor.pending == 0
+        assert executor.closing == (self.closed and self.executor is not None)
+        assert executor.drain(0)
+        own: list[int] = []
+        if executor.closing:
+            with pytest.raises(ExecutorClosed):
+                executor.submit(pytest.fail, "was refused")
+        else:
+            futures = [executor.submit(own.append, number) for number in range(5)]
+            assert executor.drain(LIMIT)
+            assert sorted(own) == [*range(5)]
+            assert self.workers > 1 or own == [*range(5)]
+            assert [future.result(0) for future in futures] == [None] * 5
+        executor.shutdown(timeout=LIMIT)
+        assert executor.closing
+        with pytest.raises(ExecutorClosed):
+            executor.submit(pytest.fail, "was refused")
+        assert self.ran == ran
+        assert not any(job.future.done() for job in waiting if not job.cancelled)
+
+    @precondition(lambda self: self.executor is None or self.closed)
+    @rule(workers=st.sampled_from([1, 1, 2, 3]), releases=st.booleans())
+    def begin_again(self, workers: int, releases: bool) -> None:
+        self.finish()
+        self.begin(workers, releases)
+
+    # --- what is true at any time ---
+
+    @invariant()
+    def runs_in_order_and_once(self) -> None:
+        if self.workers == 1:
+            assert self.ran == self.expected
+        else:
+            assert sorted(self.ran) == sorted(self.expected)
+
+    @invariant()
+    def futures_tell(self) -> None:
+        for job in self.jobs:
+            held = job in self.running or (job in self.queue and not job.cancelled)
+            assert job.future.done() == (not held), job
+            assert job.future.cancelled() == job.cancelled, job
+            assert job.future.running() == (job in self.running), job
+
+    @invariant()
+    def says_what_it_is(self) -> None:
+        told = ["closing"] * self.closed + ["deadline"] * (self.expired and self.releases)
+        assert self.told == told
+        if self.executor is None:
+            return
+        assert self.executor.pending == self.pending
+        assert self.executor.closing == self.closed
+        closing = ", closing" if self.closed else ""
+        text = f"<DrainingExecutor {self.name!r} {self.pending} pending{closing}>"
+        assert repr(self.executor) == text
+
+    # --- the end ---
+
+    def finish(self) -> None:
+        """All that was accepted is over, and no thread is left."""
+        self.release()
+        self.settle()
+        self.runs_in_order_and_once()
+        futures = [job.future for job in self.jobs]
+        assert concurrent.futures.wait(futures, LIMIT).not_done == set()
+        if self.executor is not None:
+            self.executor.shutdown(timeout=LIMIT)
+        self.executor = None
+        for thread in threading.enumerate():
+            if thread.name.startswith(f"{self.name}_"):
+                thread.join(LIMIT)
+                assert not thread.is_alive()
+        # Nobody may say that a failed job was not looked at: all were.
+        assert all("left undone" in text for text in self.logged)
+        self.logged.clear()
+
+    def teardown(self) -> None:
+        try:
+            if self.made:
+                self.finish()
+        finally:
+            logging.getLogger("hindsight_exec").removeHandler(self.handler)
+
+
+TestExecutor = Executor.TestCase
+TestExecutor.settings = SETTINGS
+
+
+class ExecutorForLong(Executor):
+    """The same, for longer."""
+
+
+TestExecutorForLong = pytest.mark.soak(pytest.mark.timeout(3000)(ExecutorForLong.TestCase))
+TestExecutorForLong.settings = FOR_LONG
+
+
+# --- the outbox ---------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Document:
+    """A document as the model knows it: in no batch, in one, or dead."""
+
+    source: Source
+    document_id: str
+    given_at: float
+    turns: list[Turn]
+    item: bytes
+    batch: Optional[int] = None
+    dead: bool = False
+
+
+@dataclass(eq=False)
+class File:
+    """An outbox file, and what should be in it, in its order; `box` is None if nobody owns it."""
+
+    path: Path
+    claim: Optional[spool.Claim] = None
+    box: Optional[Outbox] = None
+    held: list[tuple[Source, Turn]] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    batches: dict[int, Batch] = field(default_factory=dict)
+
+    def of(self, source: Source) -> list[Turn]:
+        return [turn for own, turn in self.held if own == source]
+
+    def members(self, batch: Batch) -> list[Document]:
+        return [one for one in self.documents if one.batch == batch.id]
+
+    def ready(self) -> list[Document]:
+        return [one for one in self.documents if one.batch is None and not one.dead]
+
+    def state(self, one: Document) -> str:
+        if one.dead:
+            return "dead"
+        accepted = one.batch is not None and self.batches[one.batch].accepted
+        return "accepted" if accepted else "queued"
+
+
+# A process that takes turns and says so after each; the parent kills it.
+GIVE = """\
+import sys
+from pathlib import Path
+from filling import source, turn
+from hindsight_exec import spool
+from hindsight_exec.outbox import Outbox
+
+outbox = Outbox(spool.create(Path(sys.argv[1])).path)
+for number in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
+    outbox.put(source(str(number % 2)), turn(number))
+    print(number, flush=True)
+print("all", flush=True)
+signal.pause()
+"""
+
+
+sources = st.sampled_from([source("s"), source("t"), source("a/b", "c"), source("s", context="c")])
+
+
+class Outboxes(RuleBasedStateMachine):
+    """A turn that was put is in one place: held, in a document, completed, erased; and unchanged.
+
+    The place is a file of a state folder, owned by a claim, or left by a process that ended or
+    was killed, for the next one to adopt.
+    """
+
+    killing = False  # a real process, which takes its time to start
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.state = Path(self.folder.name) / "state"
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(outbox_room, "MAX_SOURCES", 3)
+        self.files: list[File] = []
+        self.put_so_far: list[Turn] = []
+        self.gone: list[Turn] = []  # completed or erased
+        self.numbers = 0
+
+    def draw(self, data: Any, choices: list[Any]) -> Any:
+        return data.draw(st.integers(0, len(choices) - 1).map(choices.__getitem__))
+
+    @property
+    def owned(self) -> list[File]:
+        return [file for file in self.files if file.box is not None]
+
+    @property
+    def roomy(self) -> list[File]:
+        return [file for file in self.owned if file.box.max_bytes == MAX_BYTES]
+
+    @property
+    def left(self) -> list[File]:
+        return [file for file in self.files if file.box is None]
+
+    def open(self, file: File, **options: Any) -> None:
+        file.box = Outbox(file.path, **options)
+
+    def close(self, file: File) -> None:
+        file.box.close()
+        file.claim.release()
+        file.box = file.claim = None
+
+    # --- processes, as far as the files know them ---
+
+    @initialize()
+    def begin(self) -> None:
+        self.start("FULL", MAX_BYTES)
+
+    @precondition(lambda self: len(self.files) < 4)
+    @rule(synchronous=st.sampled_from(["FULL", "NORMAL"]), bound=st.sampled_from([MAX_BYTES, 900]))
+    def start(self, synchronous: str, bound: int) -> None:
+        claim = spool.create(self.state)
+        self.files.append(File(claim.path, claim))
+        self.open(self.files[-1], synchronous=synchronous, max_bytes=bound)
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data(), vacuum=st.booleans())
+    def end(self, data: Any, vacuum: bool) -> None:
+        file = self.draw(data, self.owned)
+        if vacuum:
+            file.box.vacuum()
+        self.close(file)
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data(), at=st.sampled_from(["rest", "a commit", "a write of the log"]))
+    def kill(self, data: Any, at: str) -> None:
+        """What is on disk at this moment is what the next process finds."""
+        file = self.draw(data, self.owned)
+        database = file.box._db
+        if at == "a commit":
+            database.execute("PRAGMA cache_size = 1")  # so that it is in the log already
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("UPDATE turns SET payload = payload || hex(zeroblob(9000))")
+            database.execute("DELETE FROM documents")
+        kept = {}
+        for suffix in ("", "-wal"):
+            original = Path(f"{file.path}{suffix}")
+            kept[original] = Path(f"{file.path}{suffix}.kept")
+            shutil.copy(original, kept[original])
+        if at == "a commit":
+            database.execute("ROLLBACK")
+        if at == "a write of the log":
+            with Path(f"{file.path}-wal.kept").open("ab") as log:
+                log.write(b"\x2a" * 4000)
+        self.close(file)
+        for original, copy in kept.items():
+            copy.replace(original)
+
+    @precondition(lambda self: self.killing and len(self.files) < 4)
+    @rule(after=st.integers(0, 20))
+    def kill_process(self, after: int) -> None:
+        first = self.numbers + 1
+        self.numbers += 20
+        with tempfile.TemporaryDirectory() as folder:
+            child = Child(
+                Path(folder),
+                GIVE,
+                str(self.state),
+                str(first),
+                PYTHONPATH=os.pathsep.join(sys.path),
+            )
+            try:
+                child.wait_for(str(first + after) if after < 20 else "all")
+                path = spool.files(self.state)[-1]
+                assert spool.adopt(path) is None
+                assert spool.is_live(path)
+            finally:
+                child.close()
+        assert not spool.is_live(path)
+        # What it said it had taken is there, and what it was about to say may be.
+        file = File(path, spool.adopt(path))
+        self.open(file)
+        count = file.box.summary().held
+        assert count >= min(after + 1, 20)
+        for number in range(first, first + count):
+            file.held.append((source(str(number % 2)), turn(number)))
+            self.put_so_far.append(turn(number))
+        self.files.append(file)
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def adopt(self, data: Any) -> None:
+        file = self.draw(data, self.left)
+        file.claim = spool.adopt(file.path)
+        assert file.claim is not None
+        self.open(file)
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data())
+    def nobody_else_adopts(self, data: Any) -> None:
+        file = self.draw(data, self.owned)
+        assert spool.is_live(file.path)
+        assert spool.adopt(file.path) is None
+
+    @precondition(lambda self: self.roomy and self.left)
+    @rule(data=st.data())
+    def salvage(self, data: Any) -> None:
+        """All of a file goes over to another, which sends it as if it were its own."""
+        old, new = self.draw(data, self.left), self.draw(data, self.roomy)
+        claim = spool.adopt(old.path)
+        assert claim is not None
+        saved = salvage(old.path, new.box)
+        claim.release(remove=True)
+        self.files.remove(old)
+        assert saved == len(old.held) + sum(len(one.turns) for one in old.documents)
+        for one in old.documents:
+            one.batch, one.dead = None, False
+        new.documents += old.documents
+        new.held += old.held
+
+    # --- what an owner does ---
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data(), words=st.lists(st.text(st.characters(), max_size=50), max_size=4))
+    def put(self, data: Any, words: list[str]) -> None:
+        file = self.draw(data, self.owned)
+        of = data.draw(sources)
+        for text in words:
+            given = self.next_turn(text)
+            size = len(given.payload.encode())
+            try:
+                file.box.put(of, given)
+            except OutboxFull:
+                assert file.box.bytes + size > file.box.max_bytes
+            else:
+                file.held.append((of, given))
+                self.put_so_far.append(given)
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data())
+    def put_document(self, data: Any) -> None:
+        file = self.draw(data, self.owned)
+        of, given = data.draw(sources), self.next_turn()
+        item = turns.document_item(of, f"{of.session}/{given.index}", [given])
+        one = Document(of, f"{of.session}/{given.index}", given.given_at, [given], item)
+        try:
+            file.box.put_document(of, one.document_id, item, given.given_at)
+        except OutboxFull:
+            assert file.box.bytes + len(item) > file.box.max_bytes
+        else:
+            file.documents.append(one)
+            self.put_so_far.append(given)
+
+    def next_turn(self, words: str = "") -> Turn:
+        self.numbers += 1
+        return turn(self.numbers, words)
+
+    @precondition(lambda self: any(file.held for file in self.owned))
+    @rule(data=st.data(), each=st.integers(1, 3), only_one=st.booleans())
+    def close_documents(self, data: Any, each: int, only_one: bool) -> None:
+        file = self.draw(data, [file for file in self.owned if file.held])
+        held = self.draw(data, file.box.held())
+        of = file.box.source(held.source)
+        made = documents_of(file.box, held.source, each)[: 1 if only_one else None]
+        file.box.close_documents(held.source, made)
+        for rows, document_id, given_at, item in made:
+            members = file.of(of)[: len(rows)]
+            file.held = [one for one in file.held if one[1] not in members]
+            file.documents.append(Document(of, document_id, given_at, members, item))
+
+    @precondition(lambda self: any(file.ready() for file in self.owned))
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def make_batch(self, data: Any, count: int) -> None:
+        file = self.draw(data, [file for file in self.owned if file.ready()])
+        bank = self.draw(data, file.ready()).source.bank
+        members = [one for one in file.ready() if one.source.bank == bank][:count]
+        (destination,) = (
+            number for number, one in file.box.destinations().items() if one.bank == bank
+        )
+        batch = file.box.make_batch(
+            destination,
+            [number for number, _ in file.box.ready(destination, count)],
+            f"operation {len(file.batches)}",
+        )
+        file.batches[batch.id] = batch
+        for one in members:
+            one.batch = batch.id
+
+    @precondition(lambda self: any(file.batches for file in self.owned))
+    @rule(data=st.data(), what=st.sampled_from(["note", "complete", "bury", "split"]))
+    def batch(self, data: Any, what: str) -> None:
+        file = self.draw(data, [file for file in self.owned if file.batches])
+        batch = self.draw(data, [*file.batches.values()])
+        members = file.members(batch)
+        if what == "note":
+            batch.accepted = not batch.accepted
+            batch.operation, batch.retries, batch.retry_at = "theirs", batch.retries + 1, 5.5
+            file.box.note(batch, "an error")
+            return
+        if what == "split":
+            if len(members) < 2:
+                return
+            for half in file.box.split(batch, ("left", "right")):
+                file.batches[half.id] = half
+                size = len(file.box.items(half))
+                assert size >= len(file.members(batch)) // 2
+                for one in file.members(batch)[:size]:
+                    one.batch = half.id
+            assert not file.members(batch)
+        elif what == "complete":
+            file.box.complete(batch)
+            self.forget(file, members)
+        else:
+            file.box.bury(batch, "failed", "why")
+            for one in members:
+                one.batch, one.dead = None, True
+        del file.batches[batch.id]
+
+    @precondition(lambda self: any(one.dead for file in self.owned for one in file.documents))
+    @rule(data=st.data(), again=st.booleans())
+    def dead_letters(self, data: Any, again: bool) -> None:
+        file = self.draw(data, self.owned)
+        dead = [one for one in file.documents if one.dead]
+        if again:
+            assert file.box.revive() == len(dead)
+            for one in dead:
+                one.dead = False
+        else:
+            assert file.box.discard() == len(dead)
+            self.forget(file, dead)
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data(), session=st.sampled_from([None, "s", "a/b"]))
+    def purge(self, data: Any, session: Optional[str]) -> None:
+        file = self.draw(data, self.owned)
+        held = [one for one in file.held if session in (None, one[0].session)]
+        erased = [one for one in file.documents if session in (None, one.source.session)]
+        count = len(held) + sum(len(one.turns) for one in erased)
+        assert file.box.purge(session) == count
+        file.held = [one for one in file.held if one not in held]
+        self.gone += [given for _, given in held]
+        self.forget(file, erased)
+        for batch in [*file.batches.values()]:
+            if not file.members(batch):
+                del file.batches[batch.id]
+
+    def forget(self, file: File, documents: list[Document]) -> None:
+        file.documents = [one for one in file.documents if one not in documents]
+        self.gone += [given for one in documents for given in one.turns]
+
+    # --- what is true at any time ---
+
+    @invariant()
+    def all_is_in_its_place(self) -> None:
+        for file in self.owned:
+            self.check(file)
+
+    def check(self, file: File) -> None:
+        box = file.box
+        numbers = {of: number for number, of in box.sources().items()}
+        held = {of: file.of(of) for of, _ in file.held}
+        assert {one.source: one.turns for one in box.held()} == {
+            numbers[of]: len(own) for of, own in held.items()
+        }
+        for of, own in held.items():
+            assert [given for _, given in box.held_turns(numbers[of], 1000)] == own
+        assert box.batches() == [*file.batches.values()]
+        for batch in file.batches.values():
+            members = file.members(batch)
+            assert box.items(batch) == [one.item for one in members]
+            assert box.document_ids(batch) == [one.document_id for one in members]
+        for destination, where in box.destinations().items():
+            assert [size for _, size in box.ready(destination, 1000)] == [
+                len(one.item) for one in file.ready() if one.source.bank == where.bank
+            ]
+        expected = [
+            (given.given_at, "held", of.session, of.bank, 1, "", f"[{given.payload}]")
+            for of, given in file.held
+        ] + [
+            (
+                one.given_at, file.state(one), one.source.session, one.source.bank,
+                len(one.turns), one.document_id, json.loads(one.item)["content"],
+            )
+            for one in file.documents
+        ]  # fmt: skip
+        names = ("given_at", "state", "session", "bank", "turns", "document_id", "content")
+        entries = box.entries()
+        assert [tuple(one[name] for name in names) for one in entries] == sorted(expected)
+        summary = box.summary()
+        for state in ("held", "queued", "accepted", "dead"):
+            count = sum(one[4] for one in expected if one[1] == state)
+            assert getattr(summary, state) == count, state
+        assert summary.dead_by_reason == ((("failed", summary.dead),) if summary.dead else ())
+        assert box.bytes == summary.bytes
+        assert box.bytes == sum(len(given.payload.encode()) for _, given in file.held) + sum(
+            len(one.item) for one in file.documents
+        )
+        assert box.is_empty() == (not expected)
+
+    # --- the end ---
+
+    def teardown(self) -> None:
+        try:
+            for file in self.left:
+                file.claim = spool.adopt(file.path)
+                self.open(file)
+                self.check(file)
+            found = [
+                message["content"]
+                for file in self.files
+                for entry in file.box.entries()
+                for message in json.loads(entry["content"])
+            ]
+            gone = [json.loads(given.payload)["content"] for given in self.gone]
+            every = [json.loads(given.payload)["content"] for given in self.put_so_far]
+            assert sorted(found + gone) == sorted(every)
+            assert spool.files(self.state) == sorted(file.path for file in self.files)
+        finally:
+            for file in self.owned:
+                self.close(file)
+            self.patch.undo()
+            self.folder.cleanup()
+
+
+TestOutboxes = Outboxes.TestCase
+TestOutboxes.settings = SETTINGS
+
+
+class OutboxesForLong(Outboxes):
+    """The same, for longer, and with processes that are killed."""
+
+    killing = hasattr(signal, "SIGKILL")
+
+
+TestOutboxesForLong = pytest.mark.soak(pytest.mark.timeout(3000)(OutboxesForLong.TestCase))
+TestOutboxesForLong.settings = FOR_LONG
