@@ -291,6 +291,7 @@ class _Work:
         self.waves = [_Wave()]  # the last one takes the new jobs
         self.threads: set[threading.Thread] = set()
         self.started = 0
+        self.left = 0  # of the threads
         self.refusal: Optional[Callable[[], Exception]] = None  # of submissions
         self.closed = False
         self.expired = False
@@ -466,8 +467,10 @@ class _Work:
         """The calling worker ends; the others find the end of the queue too."""
         self.queue.put(None)
         with self.lock:
-            self.threads.discard(threading.current_thread())
-            if not self.threads:
+            # It stays in `threads`: it lives on for a moment, and shutdown()
+            # joins it. No worker follows one that has left.
+            self.left += 1
+            if self.left == len(self.threads):
                 self.phase.discard(self)
 
 

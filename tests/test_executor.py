@@ -298,6 +298,33 @@ def test_shutdown_waits_for_what_was_accepted(make):
     executor.shutdown()
 
 
+def test_shutdown_waits_for_a_thread_that_is_about_to_end(make, monkeypatch):
+    """A worker that has done all its work, and lives on for a moment, is waited for, too."""
+    left, joined = threading.Event(), threading.Event()
+    run, join = threading.Thread.run, threading.Thread.join
+
+    def run_and_linger(self: threading.Thread) -> None:
+        run(self)
+        left.set()
+        joined.wait(LIMIT)
+
+    def tell_and_join(self: threading.Thread, timeout: Any = None) -> None:
+        joined.set()
+        join(self, timeout)
+
+    monkeypatch.setattr(threading.Thread, "run", run_and_linger)
+    executor = make()
+    worker = executor.submit(threading.current_thread).result(LIMIT)
+    executor.shutdown(wait=False)
+    assert left.wait(LIMIT)
+    monkeypatch.setattr(threading.Thread, "join", tell_and_join)
+    executor.shutdown()
+    try:
+        assert not worker.is_alive()
+    finally:
+        joined.set()
+
+
 def test_shutdown_without_waiting(make, gate):
     """shutdown(wait=False) returns at once, and the accepted jobs are run all the same."""
     executor = make()
