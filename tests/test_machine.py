@@ -16,7 +16,9 @@ import threading
 import traceback
 import warnings
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -106,6 +108,7 @@ class Executor(RuleBasedStateMachine):
         self.ran: list[float] = []
         self.expected: list[float] = []
         self.closed = self.expired = False
+        self.forks = 0
 
     def on_deadline(self) -> None:
         self.told.append("deadline")
@@ -177,8 +180,11 @@ class Executor(RuleBasedStateMachine):
 
     # --- what is done to it ---
 
+    # A job that blocks is what lets others wait.
+    kinds = st.sampled_from(["blocks", "blocks", "blocks", "ends", "raises", "submits"])
+
     @precondition(lambda self: self.executor is not None)
-    @rule(kinds=st.lists(st.sampled_from(["ends", "raises", "blocks", "submits"]), max_size=6))
+    @rule(kinds=st.lists(kinds, min_size=1, max_size=6))
     def submit(self, kinds: list[str]) -> None:
         for kind in kinds:
             job = Job(len(self.jobs), kind)
@@ -194,24 +200,26 @@ class Executor(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        job = data.draw(st.sampled_from(self.jobs))
+    @rule(data=st.data(), queued=st.booleans())
+    def cancel(self, data: Any, queued: bool) -> None:
+        jobs = self.queue if queued and self.queue else self.jobs
+        job = jobs[data.draw(st.integers(0, len(jobs) - 1))]
         assert job.future.cancel() == (job in self.queue or job.cancelled)
         job.cancelled |= job in self.queue
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def release_one(self, data: Any) -> None:
-        data.draw(st.sampled_from(self.running)).leave.set()
+        self.running[data.draw(st.integers(0, len(self.running) - 1))].leave.set()
         self.settle()
 
+    @precondition(lambda self: self.running)
     @rule()
     def release_all(self) -> None:
         self.release()
         self.settle()
 
-    @precondition(lambda self: self.executor is not None)
+    @precondition(lambda self: self.executor is not None and self.jobs)
     @rule(bound=st.sampled_from([None, 0, 0.01, LIMIT]))
     def drain(self, bound: Optional[float]) -> None:
         if self.pending:
@@ -234,7 +242,7 @@ class Executor(RuleBasedStateMachine):
         assert not thread.is_alive()
         self.settle()
 
-    @precondition(lambda self: self.executor is not None)
+    @precondition(lambda self: self.executor is not None and self.jobs)
     @rule(wait=st.booleans(), cancel=st.booleans(), bound=st.sampled_from([None, 0, 0.01]))
     def shutdown(self, wait: bool, cancel: bool, bound: Optional[float]) -> None:
         if not wait:
@@ -278,7 +286,7 @@ class Executor(RuleBasedStateMachine):
             if frame.f_code is threading.Condition.wait.__code__:
                 return thread
 
-    @precondition(lambda self: self.executor is not None)
+    @precondition(lambda self: self.executor is not None and self.pending)
     @rule()
     def collect(self) -> None:
         """Nobody holds the executor any more; what it accepted goes on."""
@@ -289,9 +297,10 @@ class Executor(RuleBasedStateMachine):
                 gc.collect()
         assert gone() is None
 
-    @precondition(lambda self: hasattr(os, "fork"))
+    @precondition(lambda self: hasattr(os, "fork") and self.jobs and self.forks < 3)
     @rule()
     def fork(self) -> None:
+        self.forks += 1
         with warnings.catch_warnings():
             # That threads are alive is what this is about.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -379,6 +388,7 @@ class Executor(RuleBasedStateMachine):
         futures = [job.future for job in self.jobs]
         assert concurrent.futures.wait(futures, LIMIT).not_done == set()
         if self.executor is not None:
+            assert self.executor.drain(0)
             self.executor.shutdown(timeout=LIMIT)
         self.executor = None
         for thread in threading.enumerate():
@@ -445,6 +455,9 @@ class File:
     def ready(self) -> list[Document]:
         return [one for one in self.documents if one.batch is None and not one.dead]
 
+    def dead(self) -> list[Document]:
+        return [one for one in self.documents if one.dead]
+
     def state(self, one: Document) -> str:
         if one.dead:
             return "dead"
@@ -469,6 +482,7 @@ signal.pause()
 """
 
 
+words = st.text(st.characters(), max_size=50)
 sources = st.sampled_from([source("s"), source("t"), source("a/b", "c"), source("s", context="c")])
 
 
@@ -491,6 +505,7 @@ class Outboxes(RuleBasedStateMachine):
         self.put_so_far: list[Turn] = []
         self.gone: list[Turn] = []  # completed or erased
         self.numbers = 0
+        self.purged = 0
 
     def draw(self, data: Any, choices: list[Any]) -> Any:
         return data.draw(st.integers(0, len(choices) - 1).map(choices.__getitem__))
@@ -498,6 +513,10 @@ class Outboxes(RuleBasedStateMachine):
     @property
     def owned(self) -> list[File]:
         return [file for file in self.files if file.box is not None]
+
+    @property
+    def full(self) -> list[File]:
+        return [file for file in self.owned if file.held or file.documents]
 
     @property
     def roomy(self) -> list[File]:
@@ -509,6 +528,8 @@ class Outboxes(RuleBasedStateMachine):
 
     def open(self, file: File, **options: Any) -> None:
         file.box = Outbox(file.path, **options)
+        assert spool.is_live(file.path)
+        assert spool.adopt(file.path) is None
 
     def close(self, file: File) -> None:
         file.box.close()
@@ -521,26 +542,32 @@ class Outboxes(RuleBasedStateMachine):
     def begin(self) -> None:
         self.start("FULL", MAX_BYTES)
 
-    @precondition(lambda self: len(self.files) < 4)
+    @precondition(lambda self: len(self.files) < 3 and len(self.put_so_far) > 3)
     @rule(synchronous=st.sampled_from(["FULL", "NORMAL"]), bound=st.sampled_from([MAX_BYTES, 900]))
     def start(self, synchronous: str, bound: int) -> None:
         claim = spool.create(self.state)
         self.files.append(File(claim.path, claim))
         self.open(self.files[-1], synchronous=synchronous, max_bytes=bound)
 
-    @precondition(lambda self: self.owned)
-    @rule(data=st.data(), vacuum=st.booleans())
-    def end(self, data: Any, vacuum: bool) -> None:
-        file = self.draw(data, self.owned)
+    @precondition(lambda self: self.full)
+    @rule(data=st.data(), vacuum=st.booleans(), again=st.booleans())
+    def end(self, data: Any, vacuum: bool, again: bool) -> None:
+        file = self.draw(data, self.full)
         if vacuum:
             file.box.vacuum()
         self.close(file)
+        if again:
+            self.adopt_file(file)
 
-    @precondition(lambda self: self.owned)
-    @rule(data=st.data(), at=st.sampled_from(["rest", "a commit", "a write of the log"]))
-    def kill(self, data: Any, at: str) -> None:
+    @precondition(lambda self: self.full)
+    @rule(
+        data=st.data(),
+        at=st.sampled_from(["rest", "a commit", "a write of the log"]),
+        again=st.booleans(),
+    )
+    def kill(self, data: Any, at: str, again: bool) -> None:
         """What is on disk at this moment is what the next process finds."""
-        file = self.draw(data, self.owned)
+        file = self.draw(data, self.full)
         database = file.box._db
         if at == "a commit":
             database.execute("PRAGMA cache_size = 1")  # so that it is in the log already
@@ -560,6 +587,8 @@ class Outboxes(RuleBasedStateMachine):
         self.close(file)
         for original, copy in kept.items():
             copy.replace(original)
+        if again:
+            self.adopt_file(file)
 
     @precondition(lambda self: self.killing and len(self.files) < 4)
     @rule(after=st.integers(0, 20))
@@ -595,17 +624,12 @@ class Outboxes(RuleBasedStateMachine):
     @precondition(lambda self: self.left)
     @rule(data=st.data())
     def adopt(self, data: Any) -> None:
-        file = self.draw(data, self.left)
+        self.adopt_file(self.draw(data, self.left))
+
+    def adopt_file(self, file: File) -> None:
         file.claim = spool.adopt(file.path)
         assert file.claim is not None
         self.open(file)
-
-    @precondition(lambda self: self.owned)
-    @rule(data=st.data())
-    def nobody_else_adopts(self, data: Any) -> None:
-        file = self.draw(data, self.owned)
-        assert spool.is_live(file.path)
-        assert spool.adopt(file.path) is None
 
     @precondition(lambda self: self.roomy and self.left)
     @rule(data=st.data())
@@ -626,34 +650,33 @@ class Outboxes(RuleBasedStateMachine):
     # --- what an owner does ---
 
     @precondition(lambda self: self.owned)
-    @rule(data=st.data(), words=st.lists(st.text(st.characters(), max_size=50), max_size=4))
-    def put(self, data: Any, words: list[str]) -> None:
+    @rule(data=st.data(), words=st.lists(words, min_size=1, max_size=5), closed=st.booleans())
+    def put(self, data: Any, words: list[str], closed: bool) -> None:
         file = self.draw(data, self.owned)
         of = data.draw(sources)
         for text in words:
-            given = self.next_turn(text)
-            size = len(given.payload.encode())
-            try:
-                file.box.put(of, given)
-            except OutboxFull:
-                assert file.box.bytes + size > file.box.max_bytes
-            else:
-                file.held.append((of, given))
-                self.put_so_far.append(given)
+            self.numbers += 1
+            given = turn(self.numbers, text)
+            if not closed:
+                with self.taking(file, given, len(given.payload.encode())):
+                    file.box.put(of, given)
+                    file.held.append((of, given))
+                continue
+            document_id = f"{of.session}/{given.index}"
+            item = turns.document_item(of, document_id, [given])
+            with self.taking(file, given, len(item)):
+                file.box.put_document(of, document_id, item, given.given_at)
+                file.documents.append(Document(of, document_id, given.given_at, [given], item))
 
-    @precondition(lambda self: self.owned)
-    @rule(data=st.data())
-    def put_document(self, data: Any) -> None:
-        file = self.draw(data, self.owned)
-        of, given = data.draw(sources), self.next_turn()
-        item = turns.document_item(of, f"{of.session}/{given.index}", [given])
-        one = Document(of, f"{of.session}/{given.index}", given.given_at, [given], item)
+    @contextmanager
+    def taking(self, file: File, given: Turn, size: int) -> Iterator[None]:
+        fits = file.box.bytes + size <= file.box.max_bytes
         try:
-            file.box.put_document(of, one.document_id, item, given.given_at)
+            yield
         except OutboxFull:
-            assert file.box.bytes + len(item) > file.box.max_bytes
+            assert not fits
         else:
-            file.documents.append(one)
+            assert fits
             self.put_so_far.append(given)
 
     def next_turn(self, words: str = "") -> Turn:
@@ -691,41 +714,59 @@ class Outboxes(RuleBasedStateMachine):
         for one in members:
             one.batch = batch.id
 
-    @precondition(lambda self: any(file.batches for file in self.owned))
-    @rule(data=st.data(), what=st.sampled_from(["note", "complete", "bury", "split"]))
-    def batch(self, data: Any, what: str) -> None:
-        file = self.draw(data, [file for file in self.owned if file.batches])
-        batch = self.draw(data, [*file.batches.values()])
-        members = file.members(batch)
-        if what == "note":
-            batch.accepted = not batch.accepted
-            batch.operation, batch.retries, batch.retry_at = "theirs", batch.retries + 1, 5.5
-            file.box.note(batch, "an error")
-            return
-        if what == "split":
-            if len(members) < 2:
-                return
-            for half in file.box.split(batch, ("left", "right")):
-                file.batches[half.id] = half
-                size = len(file.box.items(half))
-                assert size >= len(file.members(batch)) // 2
-                for one in file.members(batch)[:size]:
-                    one.batch = half.id
-            assert not file.members(batch)
-        elif what == "complete":
-            file.box.complete(batch)
-            self.forget(file, members)
-        else:
-            file.box.bury(batch, "failed", "why")
-            for one in members:
-                one.batch, one.dead = None, True
-        del file.batches[batch.id]
+    @precondition(lambda self: self.with_batches)
+    @rule(data=st.data())
+    def note(self, data: Any) -> None:
+        file, batch, _ = self.draw_batch(data)
+        batch.accepted = not batch.accepted
+        batch.operation, batch.retries, batch.retry_at = "theirs", batch.retries + 1, 5.5
+        file.box.note(batch, "an error")
 
-    @precondition(lambda self: any(one.dead for file in self.owned for one in file.documents))
+    @precondition(lambda self: self.with_batches)
+    @rule(data=st.data())
+    def complete(self, data: Any) -> None:
+        file, batch, members = self.draw_batch(data)
+        file.box.complete(batch)
+        del file.batches[batch.id]
+        self.forget(file, members)
+
+    @precondition(lambda self: self.with_batches)
+    @rule(data=st.data())
+    def bury(self, data: Any) -> None:
+        file, batch, members = self.draw_batch(data)
+        file.box.bury(batch, "failed", "why")
+        del file.batches[batch.id]
+        for one in members:
+            one.batch, one.dead = None, True
+
+    @precondition(lambda self: self.with_batches)
+    @rule(data=st.data())
+    def split(self, data: Any) -> None:
+        file, batch, members = self.draw_batch(data)
+        if len(members) < 2:
+            return
+        middle = len(members) // 2
+        del file.batches[batch.id]
+        for half in file.box.split(batch, ("left", "right")):
+            file.batches[half.id] = half
+            left = half.operation_id == "left"
+            for one in members[:middle] if left else members[middle:]:
+                one.batch = half.id
+
+    @property
+    def with_batches(self) -> list[File]:
+        return [file for file in self.owned if file.batches]
+
+    def draw_batch(self, data: Any) -> tuple[File, Batch, list[Document]]:
+        file = self.draw(data, self.with_batches)
+        batch = self.draw(data, [*file.batches.values()])
+        return file, batch, file.members(batch)
+
+    @precondition(lambda self: any(file.dead() for file in self.owned))
     @rule(data=st.data(), again=st.booleans())
     def dead_letters(self, data: Any, again: bool) -> None:
-        file = self.draw(data, self.owned)
-        dead = [one for one in file.documents if one.dead]
+        file = self.draw(data, [file for file in self.owned if file.dead()])
+        dead = file.dead()
         if again:
             assert file.box.revive() == len(dead)
             for one in dead:
@@ -734,10 +775,11 @@ class Outboxes(RuleBasedStateMachine):
             assert file.box.discard() == len(dead)
             self.forget(file, dead)
 
-    @precondition(lambda self: self.owned)
-    @rule(data=st.data(), session=st.sampled_from([None, "s", "a/b"]))
+    @precondition(lambda self: self.full and self.purged < 2)
+    @rule(data=st.data(), session=st.sampled_from([None, "s", "t", "a/b"]))
     def purge(self, data: Any, session: Optional[str]) -> None:
-        file = self.draw(data, self.owned)
+        self.purged += 1
+        file = self.draw(data, self.full)
         held = [one for one in file.held if session in (None, one[0].session)]
         erased = [one for one in file.documents if session in (None, one.source.session)]
         count = len(held) + sum(len(one.turns) for one in erased)
@@ -807,8 +849,7 @@ class Outboxes(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             for file in self.left:
-                file.claim = spool.adopt(file.path)
-                self.open(file)
+                self.adopt_file(file)
                 self.check(file)
             found = [
                 message["content"]
