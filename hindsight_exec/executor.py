@@ -20,6 +20,8 @@ threads, so a wedged job would hold exit for ever.  Nothing private of
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import logging
 import os
 import sys
@@ -29,6 +31,7 @@ import weakref
 from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
+from types import FunctionType
 
 from .errors import ExecutorClosed
 from .exit_order import CLOSE, DRAIN, GRACE, PHASES, SERVE, Phase, call_at_exit, guarded
@@ -52,6 +55,10 @@ _SLICE = 0.5
 
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+# PyPy's SimpleQueue is written in Python: its put() waits for a plain lock, and
+# the collector may strike while the same thread holds that.
+_QUEUE_LOCKS = isinstance(SimpleQueue.put, FunctionType)
 
 # Counts the forks that led here; work of another generation is the parent's.
 _generation = 0
@@ -282,7 +289,7 @@ class _Work:
         self.on_deadline = on_deadline
         self.generation = _generation
         # FIFO of jobs, ended by None. A SimpleQueue, because its put() is
-        # re-entrant: the garbage collector may call it at any point.
+        # re-entrant on CPython: the garbage collector may call it at any point.
         self.queue: SimpleQueue[Any] = SimpleQueue()
         # Guards all that follows; user code is never called under it.
         self.lock = threading.Lock()
@@ -296,7 +303,7 @@ class _Work:
         self.closed = False
         self.expired = False
         self.given_up = False
-        self.left = 0  # jobs that were cancelled as the time was over
+        self.undone = 0  # jobs that were cancelled as the time was over
 
     def for_child(self) -> _Work:
         """The same executor as a forked child sees it: without the jobs."""
@@ -315,8 +322,9 @@ class _Work:
 
     def wake_when_collected(self, executor: DrainingExecutor) -> None:
         """End the queue when the executor is collected: nobody can submit."""
-        put = self.queue.put
-        self.owner = weakref.ref(executor, lambda _: put(None))
+        put = _put_from_elsewhere if _QUEUE_LOCKS else SimpleQueue.put
+        queue = self.queue
+        self.owner = weakref.ref(executor, lambda _: put(queue, None))
 
     def start_thread(self) -> None:
         """Start one more worker. Called with the lock held, the job queued."""
@@ -419,7 +427,7 @@ class _Work:
             self.expired = True
             futures = self.take_queue()
             self.queue.put(None)
-        self.left = _cancel(futures)
+        self.undone = _cancel(futures)
         if self.on_deadline is not None:
             guarded(self.on_deadline, "on_deadline of %r", self.name)
 
@@ -432,7 +440,7 @@ class _Work:
             if self.on_deadline is not None:
                 self.wait(timeout)
         finally:  # also when Ctrl-C ends the wait
-            left = self.left + self.pending
+            left = self.undone + self.pending
             # A lookup that still hangs is nobody's work any more.
             if left and self.phase is PHASES[DRAIN]:
                 _logger.warning(
@@ -472,6 +480,13 @@ class _Work:
             self.left += 1
             if self.left == len(self.threads):
                 self.phase.discard(self)
+
+
+def _put_from_elsewhere(queue: SimpleQueue[Any], item: object) -> None:
+    """Put it on the queue, whose lock the calling thread may hold already."""
+    with contextlib.suppress(RuntimeError):  # no thread: an idle worker stays
+        # Nothing of `threading`, whose locks may be held as well.
+        _thread.start_new_thread(queue.put, (item,))
 
 
 def _run(work: _Work) -> None:

@@ -527,25 +527,39 @@ def test_pending_and_repr(make, gate):
     assert executor.pending == 0
 
 
-def test_from_many_threads(make):
-    """Submit and drain are safe from any thread: nothing is lost, nothing run twice."""
-    executor = make(4)
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("closed", [False, True])
+def test_from_many_threads(make, workers, closed):
+    """Everything is safe from any thread: a job is run once, cancelled or refused, and told so."""
+    executor = make(workers)
     done: list[int] = []
+    accepted: dict[int, Future[None]] = {}
+    begin = threading.Barrier(8)
 
     def submitter(first: int) -> None:
+        begin.wait(LIMIT)
         for n in range(first, first + 250):
-            executor.submit(done.append, n)
+            try:
+                accepted[n] = executor.submit(done.append, n)
+            except ExecutorClosed:
+                assert closed
+                return
+            if not n % 3:
+                accepted[n].cancel()
             if not n % 50:
                 assert executor.drain(LIMIT)
+                assert executor.pending <= 2000
+            if closed and n == 900:
+                executor.shutdown(wait=False, cancel_futures=True)
 
-    threads = [threading.Thread(target=submitter, args=(n * 250,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(submitter, range(0, 2000, 250)))
     assert executor.drain(LIMIT)
-    assert sorted(done) == [*range(2000)]
     assert executor.pending == 0
+    assert sorted(done) == sorted(n for n, one in accepted.items() if not one.cancelled())
+    assert all(future.done() for future in accepted.values())
+    assert executor.closing == closed
+    assert closed or len(accepted) == 2000
 
 
 def test_submit_against_shutdown():
@@ -649,6 +663,41 @@ def test_collected_executor_finishes_its_queue(gate):
     assert gone() is None
     gate.open()
     assert [future.result(LIMIT) for future in futures] == [*range(20)]
+
+
+@pytest.mark.skipif(
+    platform.python_implementation() == "CPython", reason="its queue has no lock to be held"
+)
+def test_collected_while_the_worker_holds_the_queue(gate):
+    """The collector may find the executor in its worker, and in the middle of the queue's code."""
+
+    def collect_under_the_lock(frame: Any, event: str, _: object) -> Any:
+        if gate.entered.is_set() and frame.f_locals["self"]._cond._lock.locked():
+            gc.collect()
+        return collect_under_the_lock
+
+    def trace(frame: Any, *_: object) -> Any:
+        taking = frame.f_code is threading.Semaphore.acquire.__code__
+        return collect_under_the_lock if taking else None
+
+    executor = DrainingExecutor()
+    threading.settrace(trace)
+    try:
+        executor.submit(gate)
+    finally:
+        threading.settrace(None)
+    gate.entered.wait(LIMIT)
+    worker = executor._work.snapshot()[0]
+    futures = [executor.submit(int, str(n)) for n in range(20)]
+    cycle: list[Any] = [executor]
+    cycle.append(cycle)
+    gone = weakref.ref(executor)
+    del executor, cycle
+    gate.open()
+    assert [future.result(LIMIT) for future in futures] == [*range(20)]
+    worker.join(LIMIT)
+    assert not worker.is_alive()
+    assert gone() is None
 
 
 def test_unused_executor_is_collected():

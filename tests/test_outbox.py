@@ -193,11 +193,14 @@ def test_one_connection(box: Outbox, path: Path) -> None:
 
 
 def test_threads(box: Outbox) -> None:
-    """Threads that put at once lose nothing, and each session keeps its order."""
+    """Threads that put and look at once lose nothing, and each session keeps its order."""
 
     def give(session: int) -> None:
         for number in range(60):
             box.put(source(str(session)), turn(number))
+            if not number % 6:
+                assert number < box.summary().held <= 8 * 60
+                assert len(box.entries(5)) == min(5, box.summary().held)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(give, range(8)))
