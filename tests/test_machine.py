@@ -47,7 +47,7 @@ LIMIT = 60  # seconds to fail after, never reached
 
 SETTINGS = settings(
     deadline=None,
-    max_examples=30,
+    max_examples=20,
     stateful_step_count=30,
     suppress_health_check=[*HealthCheck],
 )

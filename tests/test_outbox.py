@@ -199,8 +199,9 @@ def test_threads(box: Outbox) -> None:
         for number in range(60):
             box.put(source(str(session)), turn(number))
             if not number % 6:
-                assert number < box.summary().held <= 8 * 60
-                assert len(box.entries(5)) == min(5, box.summary().held)
+                held = box.summary().held
+                assert number < held <= 8 * 60
+                assert len(box.entries()) >= held
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(give, range(8)))
