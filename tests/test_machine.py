@@ -51,7 +51,7 @@ SETTINGS = settings(
     stateful_step_count=30,
     suppress_health_check=[*HealthCheck],
 )
-FOR_LONG = settings(SETTINGS, max_examples=500, stateful_step_count=60)
+FOR_LONG = settings(SETTINGS, max_examples=200, stateful_step_count=50)
 
 
 # --- the executor -------------------------------------------------------------
