@@ -244,8 +244,8 @@ class Outbox:
                     raise OutboxCorrupt(f"{path} is no outbox: it has schema {version}")
                 if not readonly:
                     self._prepare(version, synchronous)
-                elif not self._pragma("page_count"):
-                    # Its owner is about to make the tables.
+                elif not version and self._pragma("page_count") <= 1:
+                    # Its owner is about to make the tables: WAL alone is a page.
                     self._db.close()
                     self._db = sqlite3.connect(
                         ":memory:", isolation_level=None, check_same_thread=False
@@ -584,7 +584,8 @@ class Outbox:
 
     def summary(self) -> Summary:
         """What it holds."""
-        with self._lock, self._errors(), self._content():
+        with self._lock, self._errors(), self._transaction("DEFERRED"), self._content():
+            # One view of it all: its owner may be making a document of a held turn.
             held, oldest = self._first("SELECT count(*), min(given_at) FROM turns")
             turns = {"queued": 0, "accepted": 0, "dead": 0}
             reasons: dict[str, int] = {}
@@ -662,10 +663,10 @@ class Outbox:
             return [make(*row) for row in rows]
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
         """Called with the lock held, inside ``_errors``."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(f"BEGIN {kind}")
             yield
             self._db.execute("COMMIT")
         except BaseException:

@@ -663,9 +663,29 @@ def test_looking_at_a_file_that_is_just_made(path: Path) -> None:
         assert box.is_empty()
         assert box.summary() == Summary()
     assert path.read_bytes() == b""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()  # the owner's first step
+        with closing(Outbox(path, readonly=True)) as box:
+            assert box.summary() == Summary()
     with pytest.raises(OutboxUnavailable):
         Outbox(path.with_name("missing.db"), readonly=True)
     assert not path.with_name("missing.db").exists()
+
+
+def test_looking_while_a_document_is_made(path: Path) -> None:
+    """A turn that becomes a document between two looks is counted once."""
+    with closing(Outbox(path)) as owner, closing(Outbox(path, readonly=True)) as box:
+        number = owner.put(source(), turn(1))
+
+        def make(statement: str) -> None:
+            if "FROM documents" in statement and owner.held():
+                ((held, _),) = owner.held_turns(number, 1)
+                owner.close_documents(number, [([held], "d", 1.0, b"{}")])
+
+        box._db.set_trace_callback(make)
+        assert box.summary().waiting == 1
+        box._db.set_trace_callback(None)
+        assert (box.summary().held, box.summary().queued) == (0, 1)
 
 
 @pytest.mark.parametrize("name", ["a b", "100%?x=1#y", "ü", "a\udcffb"])
