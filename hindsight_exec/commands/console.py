@@ -57,11 +57,11 @@ def forgive_encoding() -> None:
 
 
 @contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Keep the package's warnings back where a command says the same in its own words."""
+def without_warnings(*, errors: bool = False) -> Iterator[None]:
+    """Keep the package's warnings (and errors) back where a command says the same in its own words."""
     logger = logging.getLogger("hindsight_exec")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL if errors else logging.ERROR)
     try:
         yield
     finally:

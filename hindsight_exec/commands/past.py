@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Iterator
 from hindsight_exec import spool
 from hindsight_exec.config import Settings, default_hermes_home
 from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
+from hindsight_exec.hermes import embedded
 from hindsight_exec.hermes.history import PastSession, past_sessions, when
 from hindsight_exec.hermes.setup import state_of
-from hindsight_exec.loop import background_loop
 from hindsight_exec.schedule import CHUNK
 from hindsight_exec.turns import identifier
 from hindsight_exec.writer import RetainWriter
@@ -37,7 +38,7 @@ from .console import (
     table,
     without_warnings,
 )
-from .retain import probe, until_stored
+from .retain import ask, probe, until_stored
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if settings.durability == "memory":
         raise ConfigError("durability is memory: an import needs the outbox on disk")
     sessions = [past for past in past_sessions(home.absolute()) if _wanted(past, args)]
-    probe(settings)
+    embedded.know(settings)
+    probe(settings, args.timeout)
     state = args.state or state_of(home.absolute())
     assert state is not None  # noqa: S101 - for the type: there is a home
     with _Journal(state, settings) as journal:
@@ -122,9 +124,6 @@ def _plans(
 
 def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
     """Whether the server has documents of these sessions: ours, or the bundled provider's."""
-    import asyncio  # noqa: PLC0415 - only where it is used
-
-    from hindsight_exec.client import HindsightClient  # noqa: PLC0415
 
     async def is_there(client: HindsightClient, past: PastSession) -> bool:
         bank, session = past.identity.bank(settings), identifier(past.identity.session)
@@ -136,11 +135,10 @@ def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
             )
         return False
 
-    async def ask() -> list[bool]:
-        async with HindsightClient(settings.api_url, api_key=settings.api_key) as client:
-            return await asyncio.gather(*(is_there(client, past) for past in sessions))
+    async def are_there(client: HindsightClient) -> list[bool]:
+        return await asyncio.gather(*(is_there(client, past) for past in sessions))
 
-    return background_loop().run(ask()).result()
+    return ask(settings, are_there)
 
 
 def _import(

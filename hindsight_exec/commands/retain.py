@@ -9,10 +9,11 @@ import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Iterator
+from typing import TYPE_CHECKING, Awaitable, BinaryIO, Callable, Iterator, TypeVar
 
-from hindsight_exec.client import HindsightClient
-from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
+from hindsight_exec.clients import lease
+from hindsight_exec.errors import ConfigError, OutboxFull, Rejected, Starting
+from hindsight_exec.hermes import embedded
 from hindsight_exec.loop import background_loop
 from hindsight_exec.transcript import read_transcript
 from hindsight_exec.turns import identifier
@@ -35,17 +36,22 @@ from .where import chosen_settings, folder, server_data, settings_of
 if TYPE_CHECKING:
     import argparse
 
+    from hindsight_exec.client import HindsightClient
     from hindsight_exec.config import Settings
+
+T = TypeVar("T")
 
 # Seconds between looks at how far the delivery is.
 _LOOK = 0.2
+# Seconds that closing a client may take.
+_CLOSE = 2.0
 
 
 def run(args: argparse.Namespace) -> int:
     state = folder(args.state)
     settings = chosen_settings(state, args.url, args.api_key, args.bank)
     with _opened(args.file) as file, _server(settings, state, args.bank) as settings:
-        probe(settings)
+        probe(settings, args.timeout)
         return _Retain(args, settings, state).run(file)
 
 
@@ -90,20 +96,52 @@ def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterato
         loop.run(server.close()).result()
 
 
-def probe(settings: Settings) -> None:
-    """Find out before anything is taken whether the server answers and lets us in.
+def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
+    """``call(client)``, by way of the process' client, which also finds Hindsight's own daemon.
 
     Raises:
+        ServerError: The server could not answer, or did not do it.
+    """
+    held = lease(settings.api_url, settings.api_key or "", settings.timeout)
+    try:
+        return background_loop().run(held.use(call)).result()
+    finally:
+        held.release(_CLOSE)
+
+
+def probe(settings: Settings, timeout: float) -> None:
+    """Find out before anything is taken whether the server answers and lets us in.
+
+    Hindsight's own daemon is started, and waited for ``timeout`` seconds.
+
+    Raises:
+        ConfigError: There can be no daemon here.
         ServerError: It does not.
     """
 
-    async def ask() -> None:
-        async with HindsightClient(settings.api_url, api_key=settings.api_key) as client:
-            await client.version()
-            with contextlib.suppress(Rejected):  # the bank is made by its first retain
-                await client.documents(settings.bank_id, limit=1)
+    async def look(client: HindsightClient) -> None:
+        await client.version()
+        with contextlib.suppress(Rejected):  # the bank is made by its first retain
+            await client.documents(settings.bank_id, limit=1)
 
-    background_loop().run(ask()).result()
+    problem = embedded.missing(settings) if settings.mode == "local_embedded" else ""
+    if problem:
+        raise ConfigError(problem)
+    deadline = time.monotonic() + timeout
+    told = False
+    while True:
+        try:
+            with without_warnings(errors=True):
+                ask(settings, look)
+        except Starting as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                note("Hindsight's daemon is being started; the first time takes minutes")
+            told = True
+            time.sleep(error.retry_after or _LOOK)
+        else:
+            return
 
 
 class _Retain:
@@ -180,6 +218,9 @@ class _Retain:
         with without_warnings():
             self._writer.close(0 if not arrived else None)
         documents = self._count_documents() if arrived else None
+        url = self._settings.api_url
+        if self._settings.mode == "local_embedded":
+            url = embedded.address(self._settings) or url
         if self._args.json:
             say_json(
                 {
@@ -188,14 +229,14 @@ class _Retain:
                     "waiting": counters.waiting,
                     "dead": counters.dead,
                     "bad_lines": self._bad,
-                    "url": self._settings.api_url,
+                    "url": url,
                     "bank": self._settings.bank_id,
                     "session": self._session,
                     "documents": documents,
                 }
             )
         else:
-            where = f"bank {self._settings.bank_id!r} at {self._settings.api_url}"
+            where = f"bank {self._settings.bank_id!r} at {url}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
             say(
                 f"{counters.completed} of {counted(self._given, 'turn')} stored in {where}"
@@ -214,16 +255,14 @@ class _Retain:
         return OK if fine else UNDONE
 
     def _count_documents(self) -> int | None:
-        async def ask() -> int:
-            async with HindsightClient(
-                self._settings.api_url, api_key=self._settings.api_key
-            ) as client:
-                tag = identifier(f"session:{identifier(self._session)}")
-                page = await client.documents(self._settings.bank_id, limit=1, tags=[tag])
-                return int(page["total"])
+        tag = identifier(f"session:{identifier(self._session)}")
+
+        async def count(client: HindsightClient) -> int:
+            page = await client.documents(self._settings.bank_id, limit=1, tags=[tag])
+            return int(page["total"])
 
         with contextlib.suppress(Exception):  # all is stored; the number is a courtesy
-            return background_loop().run(ask()).result()
+            return ask(self._settings, count)
         return None
 
 

@@ -22,12 +22,15 @@ import pytest
 from serving import documents, free_port
 
 from hindsight_exec import Settings
+from hindsight_exec.cli import main
 from hindsight_exec.commands import doctor, where
+from hindsight_exec.commands.console import UNREACHABLE, USAGE
 from hindsight_exec.config import resolve_credential
 from hindsight_exec.errors import Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
 
 from .recording import LIMIT, configure
+from .test_history import History
 
 STAND_IN = '''
 import fcntl, json, os, subprocess, sys, time, urllib.request
@@ -221,6 +224,45 @@ def test_flush_starts_it(chat, daemon, home):
         check=False,
     )
     assert (done.returncode, said(daemon)) == (0, ["User: one"]), done.stderr
+
+
+def test_retain_and_import_start_it(daemon, home, tmp_path, capsys):
+    """The commands wait until it is up, and show where it is; then they do as with any server."""
+    history = History(home)
+    history.session("past")
+    history.talk("past", 1)
+    history.db.close()
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "ok"}]
+    (tmp_path / "talk.json").write_text(json.dumps(messages))
+    configure(home, mode="local_embedded", bank_id="b")
+    state = str(home / "hindsight" / "outbox")
+    retain = ["retain", str(tmp_path / "talk.json"), "--state", state]
+    assert main([*retain, "--timeout", "0"]) == UNREACHABLE
+    daemon.let()
+    assert main([*retain, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "daemon is being started" in shown.err
+    assert (json.loads(shown.out)["url"], json.loads(shown.out)["documents"]) == (daemon.url, 1)
+    assert main(["import", "hermes", "--yes"]) == 0
+    assert said(daemon) == ["User: question 1 of past", "User: one"]
+    assert main(["import", "hermes", "--yes", "--session", "past"]) == 0
+    assert daemon.asked() == 1
+
+
+@pytest.mark.parametrize("command", [["retain", os.devnull], ["import", "hermes"]])
+def test_commands_that_cannot_start_it(command, daemon, home, capsys, monkeypatch):
+    """Why there is no daemon is said once; a start that failed names its log."""
+    History(home).db.close()
+    configure(home, mode="local_embedded", bank_id="b")
+    command = [*command, "--state", str(home / "hindsight" / "outbox")]
+    daemon.let("fail")
+    assert main(command) == UNREACHABLE
+    begun, failed = capsys.readouterr().err.splitlines()
+    assert "is being started" in begun
+    assert "hindsight-embed.log tells why" in failed
+    monkeypatch.setattr(embedded, "missing", lambda settings: "no hindsight-embed")
+    assert main(command) == USAGE
+    assert capsys.readouterr().err == "hindsight-exec: no hindsight-embed\n"
 
 
 def test_it_is_brought_back(chat, daemon):
