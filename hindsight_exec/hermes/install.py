@@ -150,6 +150,7 @@ def _install(home: Path, args: argparse.Namespace, *, activate: bool) -> _Plan:
     active = provider_of(text)
     settings = Settings.load(home)
     if args.from_bundled:
+        with_provider(text, NAME)  # who cannot read the file does not know what it names
         if active not in (BUNDLED, NAME):
             raise ConfigError(
                 f"memory.provider is {active or 'not set'}, not {BUNDLED}: leave out --from-bundled"

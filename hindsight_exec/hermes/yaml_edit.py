@@ -14,14 +14,13 @@ __all__ = ["provider_of", "with_provider"]
 
 _MEMORY = re.compile(r"memory\s*:\s*(#.*)?")
 _PROVIDER = re.compile(r"(?P<key>\s+provider\s*:)(?P<value>[^#\n]*?)(?P<rest>\s*(\s#.*)?)")
-_REMEDY = "set it by hand: hermes config set memory.provider"
 
 
 def provider_of(text: str) -> str:
     """``memory.provider``, or "" where it is not set, or not to be found in this simple way."""
     lines = text.splitlines()
     try:
-        _, line = _find(lines)
+        _, line = _find(lines, "")
     except ConfigError:
         return ""
     found = _PROVIDER.fullmatch(lines[line]) if line is not None else None
@@ -36,8 +35,9 @@ def with_provider(text: str, name: str) -> str:
     """
     newline = "\r\n" if "\r\n" in text else "\n"
     lines = text.splitlines()
-    memory, provider = _find(lines)
     value = name or "''"
+    remedy = f"set it by hand: hermes config set memory.provider {value}"
+    memory, provider = _find(lines, remedy)
     if memory is None:
         lines += ["memory:", f"  provider: {value}"]
     elif provider is None:
@@ -47,14 +47,12 @@ def with_provider(text: str, name: str) -> str:
     else:
         found = _PROVIDER.fullmatch(lines[provider])
         if found is None:
-            raise ConfigError(
-                f"memory.provider in config.yaml is not a plain word: {_REMEDY} {name}"
-            )
+            raise ConfigError(f"memory.provider in config.yaml is not a plain word: {remedy}")
         lines[provider] = f"{found['key']} {value}{found['rest']}"
     return newline.join([*lines, ""])
 
 
-def _find(lines: List[str]) -> Tuple[Optional[int], Optional[int]]:
+def _find(lines: List[str], remedy: str) -> Tuple[Optional[int], Optional[int]]:
     """The line of ``memory:`` and that of its ``provider:``."""
     tops = [
         number for number, line in enumerate(lines) if re.match(r"['\"]?memory['\"]?\s*:", line)
@@ -62,7 +60,7 @@ def _find(lines: List[str]) -> Tuple[Optional[int], Optional[int]]:
     if not tops:
         return None, None
     if len(tops) > 1 or not _MEMORY.fullmatch(lines[tops[0]].rstrip()):
-        raise ConfigError(f"memory in config.yaml is not a plain block: {_REMEDY}")
+        raise ConfigError(f"memory in config.yaml is not a plain block: {remedy}")
     memory = tops[0]
     indent: Optional[int] = None
     for number in range(memory + 1, len(lines)):

@@ -201,6 +201,14 @@ def test_from_another_provider(hermes, home):
     assert "honcho" in err
 
 
+def test_from_a_provider_that_cannot_be_read(hermes, home):
+    """A config.yaml that is not understood is told as that, and not as one without a provider."""
+    (home / "config.yaml").write_text("memory: {provider: hindsight}\n")
+    status, _, err = hermes("install", "--from-bundled", "--yes")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "hermes config set memory.provider hindsight_exec" in err
+
+
 def test_uninstall_keeps_a_provider_chosen_since(hermes, home):
     """Uninstalling does not touch a provider that was chosen after the installation."""
     (home / "config.yaml").write_text(CONFIG)
@@ -300,10 +308,13 @@ def test_setting_the_provider(text, expected):
         "memory: &a\n  provider: x\n",
         "memory:\nmemory:\n",
         '"memory": {}\n',
+        "memory:\n  'provider' : x\n",
     ],
 )
 def test_forms_that_are_not_understood(text):
     """Other forms of YAML are left alone, with the remedy named."""
     assert provider_of(text) == ""
-    with pytest.raises(ConfigError, match=r"hermes config set memory\.provider"):
+    with pytest.raises(ConfigError, match=r"hermes config set memory\.provider new$"):
         with_provider(text, "new")
+    with pytest.raises(ConfigError, match=r"hermes config set memory\.provider ''$"):
+        with_provider(text, "")
