@@ -20,9 +20,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
 from hindsight_exec.config import read_dotenv
@@ -47,6 +48,19 @@ _NOT_FOR_THE_DAEMON = ("HINDSIGHT_API_KEY", "HINDSIGHT_API_URL", "HINDSIGHT_LLM_
 _STARTER = "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
 
 _daemons: Dict[str, Daemon] = {}  # by URL; single dict operations
+# A forked child knows nothing of its parent's starters, and keeps them
+# referenced: collected there, they would be complained about.
+_inherited: List[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for daemon in _daemons.values():
+        _inherited.append(daemon._starter)
+        daemon._starter = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def missing(settings: Settings) -> str:
@@ -200,6 +214,11 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     assert starter.stdin is not None  # noqa: S101 - for the type
     with contextlib.suppress(OSError), starter.stdin:
         starter.stdin.write(json.dumps([settings.profile, _wanted(settings)]).encode())
+    # Whether or not anybody asks again: so it leaves no zombie, and is not collected while it
+    # runs. Some Pythons can start no thread at exit; then all ends soon.
+    waiter = threading.Thread(target=starter.wait, name="hindsight-starter", daemon=True)
+    with contextlib.suppress(RuntimeError):
+        waiter.start()
     return starter
 
 

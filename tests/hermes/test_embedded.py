@@ -7,6 +7,7 @@ server; the real one is driven in tests/hindsight.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -16,10 +17,11 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
-from serving import documents, free_port
+from serving import documents, free_port, get
 
 from hindsight_exec import Settings
 from hindsight_exec.cli import main
@@ -74,14 +76,17 @@ class Manager:
             return self.start(profile)
 
     def start(self, profile):
-        if not self.is_running(profile):
-            port = self.get_url(profile).rpartition(":")[2]
-            daemon = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(HERE / "data"), port],
-                start_new_session=True, stdin=subprocess.DEVNULL,
-            )
-            (HERE / "pid").write_text(str(daemon.pid))
+        daemon = None
         while not self.is_running(profile):
+            if (HERE / "gate").read_text() == "fail":
+                return False
+            if daemon is None or daemon.poll() is not None:  # the port may have been taken
+                port = self.get_url(profile).rpartition(":")[2]
+                daemon = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, str(HERE / "data"), port],
+                    start_new_session=True, stdin=subprocess.DEVNULL,
+                )
+                (HERE / "pid").write_text(str(daemon.pid))
             time.sleep(0.02)
         return True
 
@@ -115,6 +120,12 @@ class Daemon:
     def asked(self) -> int:
         path = self.folder / "asked"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def answers(self) -> bool:
+        try:
+            return bool(get(f"{self.url}/health"))
+        except OSError:
+            return False
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -364,6 +375,73 @@ def test_the_port_changes(chat, daemon):
     (daemon.folder / "port").write_text(daemon.url.rpartition(":")[2])
     provider.sync_turn("two", "ok")
     until(lambda: "User: two" in said(daemon))
+
+
+STARTS = """
+import sys, warnings
+warnings.simplefilter("always", ResourceWarning)
+from pathlib import Path
+from hindsight_exec import Settings
+from hindsight_exec.errors import Starting
+from hindsight_exec.hermes import embedded
+
+daemon = embedded.daemon_of(Settings.load(Path(sys.argv[1])))
+try:
+    daemon.find()
+except Starting:
+    say("starting")
+"""
+
+
+def test_a_process_that_ends_before_it_is_up(daemon, home, run):
+    """The start goes on when the process that wanted it has ended, in silence."""
+    configure(home, mode="local_embedded")
+    ended = run(STARTS, str(home), PYTHONPATH=os.environ["PYTHONPATH"])
+    assert ended == (0, "starting\n", "")
+    daemon.let()
+    until(daemon.answers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_finds_it(daemon, home, run):
+    """A child does not wait for its parent's starter, which it can learn nothing of."""
+    configure(home, mode="local_embedded")
+    program = STARTS + (
+        "import os, time\n"
+        "from hindsight_exec.hermes.embedded import address\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # fork with threads\n"
+        "if child := os.fork():\n"
+        "    say('child', os.waitpid(child, 0)[1])\n"
+        "    sys.exit()\n"
+        "Path(sys.argv[2]).write_text('start')\n"
+        "while not address(daemon.settings):\n"
+        "    time.sleep(0.02)\n"
+        "say(daemon.find())\n"
+    )
+    ended = run(
+        program, str(home), str(daemon.folder / "gate"), PYTHONPATH=os.environ["PYTHONPATH"]
+    )
+    assert ended == (0, f"starting\n{daemon.url}\nchild 0\n", "")
+
+
+def test_a_starter_that_nobody_asks_about(daemon, home):
+    """It can be forgotten while it runs, and leaves no zombie."""
+
+    def is_there(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return True
+        return False
+
+    configure(home, mode="local_embedded")
+    pid = embedded.Daemon(Settings.load(home)).start().pid
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert told == []
+    assert is_there(pid)
+    daemon.let("fail")
+    until(lambda: not is_there(pid))
 
 
 def test_what_is_missing(home, clean, monkeypatch):
