@@ -23,6 +23,7 @@ class Counters:
         completed: It has also processed so many.
         waiting: Given and not accepted yet.
         dead: Refused for good; they are kept as dead letters.
+        own_completed, own_dead: As completed and dead, of the given ones alone.
         refused: Not taken, as the outbox was full.
         oldest_age: Seconds since the oldest waiting turn was given.
         last_success: POSIX time in seconds.
@@ -35,6 +36,8 @@ class Counters:
     waiting: int = 0
     dead: int = 0
     dead_by_reason: dict[str, int] = field(default_factory=dict)
+    own_completed: int = 0
+    own_dead: int = 0
     refused: int = 0
     oldest_age: float = 0.0
     last_success: Optional[float] = None
@@ -78,8 +81,10 @@ class Progress(threading.Condition):
     def completed(self, share: Share, *, own: bool) -> None:
         """The server has processed them."""
         with self:
-            self.counters.completed += sum(turns for _, turns in share)
+            total = sum(turns for _, turns in share)
+            self.counters.completed += total
             if own:
+                self.counters.own_completed += total
                 _subtract(self.unfinished, share)
             self.notify_all()
 
@@ -100,6 +105,7 @@ class Progress(threading.Condition):
             if own and not accepted:
                 _subtract(self.waiting, share)
             if own:
+                self.counters.own_dead += total
                 _subtract(self.unfinished, share)
             self.notify_all()
 

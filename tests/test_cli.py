@@ -320,6 +320,19 @@ def test_a_real_transcript_is_stored_whole_once_and_in_order(cli: Cli, server: S
     assert len(found) < 100  # a document holds a few turns
 
 
+def test_what_waited_is_not_counted(cli: Cli, tmp_path: Path) -> None:
+    """What ended processes left is delivered beside the transcript, and is no part of it."""
+    server = ServingProcess(tmp_path / "server")
+    cli.give(server.url, 30)
+    cli.transcript(2)
+    server.start()
+    try:
+        done = cli("retain", "talk.jsonl", "--url", server.url, "--json")
+        assert (done.json["turns"], done.json["stored"]) == (2, 2)
+    finally:
+        server.kill()
+
+
 def test_a_list_from_standard_input(cli: Cli, server: Serving) -> None:
     """`-` reads standard input; a JSON list is read as JSON Lines are; --json tells a script."""
     lines, said = made_transcript(5)

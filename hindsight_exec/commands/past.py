@@ -158,7 +158,7 @@ def _import(
                 _give(writer, plan.past, settings)
                 journal.note(plan.past, "done")
                 plan.state = "imported"
-                progress.update(writer.counters().completed, total)
+                progress.update(writer.counters().own_completed, total)
             arrived = until_stored(writer, total, args.timeout, progress)
     finally:
         counters, refused = writer.counters(), writer.paused
@@ -166,14 +166,16 @@ def _import(
             note(f"{counted(counters.waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends")
         with without_warnings():
             writer.close(0 if counters.waiting else None)
-    _show(plans, args, stored=counters.completed)
-    if counters.dead:
-        note(f"{counted(counters.dead, 'turn')} refused by the server: 'hindsight-exec dead list'")
+    _show(plans, args, stored=counters.own_completed)
+    if counters.own_dead:
+        note(
+            f"{counted(counters.own_dead, 'turn')} refused by the server: 'hindsight-exec dead list'"
+        )
     if refused:
         return KEY_REFUSED
     if not arrived:
         return UNREACHABLE
-    return UNDONE if counters.dead else OK
+    return UNDONE if counters.own_dead else OK
 
 
 def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:

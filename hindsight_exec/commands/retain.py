@@ -199,7 +199,7 @@ class _Retain:
 
     @property
     def _stored(self) -> int:
-        return self._writer.counters().completed
+        return self._writer.counters().own_completed
 
     def _tell_waiting(self, why: str) -> None:
         waiting = self._writer.counters().waiting
@@ -225,9 +225,9 @@ class _Retain:
             say_json(
                 {
                     "turns": self._given,
-                    "stored": counters.completed,
+                    "stored": counters.own_completed,
                     "waiting": counters.waiting,
-                    "dead": counters.dead,
+                    "dead": counters.own_dead,
                     "bad_lines": self._bad,
                     "url": url,
                     "bank": self._settings.bank_id,
@@ -239,19 +239,19 @@ class _Retain:
             where = f"bank {self._settings.bank_id!r} at {url}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
             say(
-                f"{counters.completed} of {counted(self._given, 'turn')} stored in {where}"
+                f"{counters.own_completed} of {counted(self._given, 'turn')} stored in {where}"
                 f" as session {self._session!r}{held}"
             )
-        if counters.dead:
+        if counters.own_dead:
             reasons = ", ".join(counters.dead_by_reason)
-            note(f"{counted(counters.dead, 'turn')} refused by the server: {reasons}")
+            note(f"{counted(counters.own_dead, 'turn')} refused by the server: {reasons}")
         if not self._given:
             note(f"there is no turn in {self._name}")
         if refused:
             return KEY_REFUSED
         if not arrived:
             return UNREACHABLE
-        fine = self._given and not counters.dead and not self._bad
+        fine = self._given and not counters.own_dead and not self._bad
         return OK if fine else UNDONE
 
     def _count_documents(self) -> int | None:
@@ -280,7 +280,7 @@ def until_stored(writer: RetainWriter, given: int, timeout: float, progress: Pro
             before, moved = settled, time.monotonic()
         if time.monotonic() - moved > timeout or writer.paused:
             return False
-        progress.update(counters.completed, given, counters.last_error)
+        progress.update(counters.own_completed, given, counters.last_error)
     return done == [True]
 
 

@@ -241,6 +241,8 @@ def test_one_question(host, hindsight):
     (document,) = hindsight.documents()
     assert document.metadata["platform"] == "cli"
     assert document.tags == [f"session:{document.id.split('/')[0]}"]
+    # It was retained live, and may go on.
+    assert "0 sessions to import" in host.run(host.hermes, "hindsight_exec", "import")
     host.check_silence()
 
 
@@ -443,6 +445,7 @@ def test_commands(host):
     assert "waiting: 0 turns" in shown
     host.run(host.hermes, "hindsight_exec", "status")
     host.run(host.hermes, "hindsight_exec", "flush")
+    host.run(host.hermes, "hindsight_exec", "doctor")
     panel = host.run(
         [sys.executable, "-c"],
         "from plugins.memory.config_schema import get_provider_config_schema as get;"
