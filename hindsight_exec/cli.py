@@ -12,7 +12,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .commands.console import (
@@ -46,7 +46,17 @@ environment:
 """
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps what is one paragraph, and leaves lists of lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *, formatter_class: Any = _Help, **options: Any) -> None:
+        super().__init__(formatter_class=formatter_class, **options)
+
     def error(self, message: str) -> NoReturn:
         """One line, where argparse writes the whole usage first."""
         note(f"{message} (see '{self.prog} --help')")
@@ -59,7 +69,6 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="hindsight-exec",
         description="Conversation turns into Hindsight, each once, whatever happens to the process.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hindsight-exec {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -88,7 +97,16 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     server.add_argument("--bank", metavar="BANK", help="the memory bank")
 
-    demo = _add(commands, "demo", "demo:run", "show what is lost without us", [json])
+    demo = _add(
+        commands,
+        "demo",
+        "demo:run",
+        "show which turns survive the end of a process",
+        [json],
+        "Processes are given turns and end in five ways: with hindsight-exec, and with a plain"
+        " ThreadPoolExecutor beside it. Needs no configuration, and leaves nothing behind.",
+        examples=["demo", "demo --turns 300"],
+    )
     demo.add_argument(
         "--turns", type=_number(int, 1), default=50, metavar="N", help="turns for each process (50)"
     )
@@ -103,6 +121,10 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         " timestamp), or one JSON list of them. User and assistant messages are paired to turns;"
         " tool calls, their results and system messages are left out. Where no server is"
         " configured, the embedded one runs for the time of the command.",
+        examples=[
+            "retain talk.jsonl --bank notes",
+            "retain - --session call-7 < talk.jsonl",
+        ],
     )
     retain.add_argument("file", metavar="FILE", help="the transcript; - reads standard input")
     retain.add_argument("--session", metavar="ID", help="the session; the file's name without it")
@@ -112,7 +134,16 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     _add_import(commands, [state, json, patience])
 
-    status = _add(commands, "status", "waiting:status", "show what waits, and why", [state, json])
+    status = _add(
+        commands,
+        "status",
+        "waiting:status",
+        "show what waits, and why",
+        [state, json],
+        "Waiting turns are on disk and not yet with the server, accepted ones it is processing, dead"
+        " ones it would not take.",
+        examples=["status", "status --watch", "status --json | jq .waiting"],
+    )
     status.add_argument(
         "--watch",
         type=_number(float, 0.1),
@@ -128,6 +159,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "deliver what ended processes left",
         [state, json],
         "Suits cron and systemd timers. The exit status is 0 only when nothing waits.",
+        examples=["flush", "flush --timeout 600"],
     )
     flush.add_argument(
         "--timeout",
@@ -146,6 +178,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "check folder, server and key",
         [server, state, json],
         "Each check that fails comes with its remedy.",
+        examples=["doctor", "doctor --url http://localhost:8888"],
     )
     completion = _add(
         commands,
@@ -153,7 +186,12 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "completion:run",
         "print a shell's completion script",
         [],
-        'Into the shell\'s start file, for bash: eval "$(hindsight-exec completion bash)"',
+        "For bash it goes into the start file; zsh and fish read a file of their own.",
+        examples=[
+            "completion zsh > ~/.zfunc/_hindsight-exec",
+            "completion fish > ~/.config/fish/completions/hindsight-exec.fish",
+        ],
+        more='eval "$(hindsight-exec completion bash)"   # in ~/.bashrc',
     )
     completion.add_argument("shell", metavar="SHELL", help="bash, zsh, fish, tcsh or powershell")
     hermes = commands.add_parser("hermes", help="install into Hermes, or remove from it")
@@ -174,6 +212,7 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
         "A Hindsight-compatible server in one process and one file: for trying, for tests, for"
         " work offline. It is not the memory engine: it stores what it is given and finds it by"
         " its words.",
+        examples=["serve", "serve --port 0 --memory"],
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serve.add_argument(
@@ -206,6 +245,7 @@ def _add_import(commands: argparse._SubParsersAction[_Parser], shared: list[_Par
         "Reads Hermes' state.db, and changes nothing in it. Sessions that the bank has documents"
         " of are left out, and those of the last hour, which may still go on. An import that was"
         " interrupted goes on where it was. It shows what it would do, and asks.",
+        examples=["import hermes --dry-run", "import hermes --since 2026-01-01 --yes"],
     )
     hermes.add_argument("--home", metavar="DIR", help="Hermes' folder; without it HERMES_HOME")
     hermes.add_argument(
@@ -230,11 +270,30 @@ def _add_letters(commands: argparse._SubParsersAction[_Parser], shared: list[_Pa
     outbox = commands.add_parser("outbox", help="read or erase what waits").add_subparsers(
         dest="outbox_command", metavar="COMMAND", required=True
     )
-    _add(outbox, "list", "letters:outbox_list", "list what waits", shared)
-    show = _add(outbox, "show", "letters:outbox_show", "show one entry, readable", shared)
+    _add(
+        outbox,
+        "list",
+        "letters:outbox_list",
+        "list what waits",
+        shared,
+        examples=["outbox list", "outbox list --json"],
+    )
+    show = _add(
+        outbox,
+        "show",
+        "letters:outbox_show",
+        "show one entry, readable",
+        shared,
+        examples=["outbox show 9c41d2.t1"],
+    )
     show.add_argument("id", metavar="ID", help="as the lists show it")
     purge = _add(
-        outbox, "purge", "letters:outbox_purge", "erase what waits or is dead, for good", shared[:1]
+        outbox,
+        "purge",
+        "letters:outbox_purge",
+        "erase what waits or is dead, for good",
+        shared,
+        examples=["outbox purge --session 20260531_101500", "outbox purge --yes"],
     )
     purge.add_argument("--session", metavar="ID", help="only of this session")
     purge.add_argument("--yes", action="store_true", help="do not ask")
@@ -242,9 +301,23 @@ def _add_letters(commands: argparse._SubParsersAction[_Parser], shared: list[_Pa
     dead = commands.add_parser("dead", help="what the server would not take").add_subparsers(
         dest="dead_command", metavar="COMMAND", required=True
     )
-    _add(dead, "list", "letters:dead_list", "list dead letters, with the server's words", shared)
+    _add(
+        dead,
+        "list",
+        "letters:dead_list",
+        "list dead letters, with the server's words",
+        shared,
+        examples=["dead list"],
+    )
     for name, what in (("retry", "have them sent again"), ("discard", "erase them for good")):
-        command = _add(dead, name, f"letters:dead_{name}", what, shared[:1])
+        command = _add(
+            dead,
+            name,
+            f"letters:dead_{name}",
+            what,
+            shared,
+            examples=[f"dead {name} 9c41d2.d4", f"dead {name} --all"],
+        )
         command.add_argument("ids", metavar="ID", nargs="*", help="as 'dead list' shows it")
         command.add_argument("--all", action="store_true", help="all of them")
 
@@ -256,10 +329,18 @@ def _add(
     help_: str,
     parents: list[_Parser],
     description: str = "",
+    *,
+    examples: Sequence[str],
+    more: str = "",
 ) -> argparse.ArgumentParser:
     """A command that calls `commands.<module>:<function>`, imported when it is called."""
+    lines = [*(f"hindsight-exec {example}" for example in examples), *filter(None, [more])]
     parser = commands.add_parser(
-        name, help=help_, parents=parents, description=f"{description or help_.capitalize() + '.'}"
+        name,
+        help=help_,
+        parents=parents,
+        description=description or f"{help_.capitalize()}.",
+        epilog="\n  ".join(["examples:", *lines]) + "\n",
     )
     module, _, function = target.partition(":")
 

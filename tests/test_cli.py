@@ -530,8 +530,9 @@ def test_purge_erases_for_good(cli: Cli) -> None:
     assert done.status == 1  # one file may hold more of it, and is told
     assert "set aside" in done.err
     assert [entry["session"] for entry in cli("outbox", "list", "--json").json] == ["other"]
-    done = cli("outbox", "purge", "--yes")
-    assert (done.status, done.out) == (0, "3 turns erased\n")
+    done = cli("outbox", "purge", "--yes", "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.json == {"erased": 3, "files_set_aside": 1, "errors": []}
     assert not any(b"User: " in path.read_bytes() for path in cli.state.iterdir())
 
 
@@ -544,12 +545,14 @@ def test_dead_letters(cli: Cli, server: Serving) -> None:
     assert "dead list" in cli("status").out
     assert cli("flush").status == 0  # a dead letter does not wait
 
-    assert "1 dead letter revived" in cli("dead", "retry", letter["id"]).out
+    assert cli("dead", "retry", letter["id"], "--json").json == {"revived": 1, "errors": []}
     assert cli("status", "--json").json["waiting"] == 2
     cli("flush")
-    (again,) = cli("dead", "list", "--json").json
+    assert len(cli("dead", "list", "--json").json) == 1
     assert cli("dead", "discard", "nothing").status == 2
-    assert "1 dead letter erased" in cli("dead", "discard", again["id"]).out
+    assert "1 dead letter revived" in cli("dead", "retry", "--all").out
+    cli("flush")
+    assert cli("dead", "discard", "--all", "--json").json == {"erased": 1, "errors": []}
     assert cli("dead", "list", "--json").json == []
     assert not list(cli.state.glob("*.db"))
 

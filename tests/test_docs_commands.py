@@ -186,19 +186,21 @@ PROGRAMS = frozenset(
 )
 
 
+def _has_commands(action: argparse.Action) -> bool:
+    return isinstance(action, argparse._SubParsersAction)
+
+
 def _parsers() -> Iterator[argparse.ArgumentParser]:
     found = [make_parser(["completion"])]
     while found:
         yield found[-1]
         for action in found.pop()._actions:
-            if isinstance(action, argparse._SubParsersAction):
+            if _has_commands(action):
                 found += action.choices.values()
 
 
 COMMANDS = next(
-    frozenset(action.choices)
-    for action in next(_parsers())._actions
-    if isinstance(action, argparse._SubParsersAction)
+    frozenset(action.choices) for action in next(_parsers())._actions if _has_commands(action)
 )
 
 
@@ -309,6 +311,21 @@ def test_suites_are_there(marker: str) -> None:
     for file in files:
         # That of CPython needs an interpreter that carries its tests, and says so.
         assert re.search(f"{re.escape(file)}(::|:[0-9]+: )", found.stdout), found.stdout
+
+
+def test_the_examples_of_the_help() -> None:
+    """Each command's help ends with examples, and the command line takes them."""
+    parsers = [one for one in _parsers() if not any(map(_has_commands, one._actions))]
+    assert len(parsers) > 15
+    for parser in parsers:
+        lines = re.findall(
+            r"^  (?:eval \"\$\()?hindsight-exec (.*)", parser.epilog or "", re.MULTILINE
+        )
+        assert lines, parser.prog
+        for line in lines:
+            assert f"hindsight-exec {line}".startswith(parser.prog)
+            words = shlex.split(re.split(r"[|<>)#]", line)[0])
+            make_parser(words).parse_args(words)
 
 
 # -- run here ------------------------------------------------------------------------------

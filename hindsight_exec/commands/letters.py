@@ -116,7 +116,7 @@ def outbox_purge(args: argparse.Namespace) -> int:
     if not _agreed(args, f"Erase what waits and what is dead of {what}, for good?"):
         return UNDONE
     session = identifier(args.session) if args.session else None
-    erased = 0
+    erased = removed = 0
     missed = []
     for folder in places:
         for path in spool.files(folder):
@@ -130,29 +130,40 @@ def outbox_purge(args: argparse.Namespace) -> int:
                 for suffix in ("", "-wal", "-journal"):
                     with contextlib.suppress(FileNotFoundError):
                         path.with_name(path.name + suffix).unlink()
-            note(f"erased {counted(len(aside), 'file')} that had been set aside")
+            removed += len(aside)
         elif aside:
             missed.append(
                 f"{counted(len(aside), 'file')} set aside in {folder} may hold turns of it, too:"
                 " a purge without --session erases them"
             )
+    if args.json:
+        return _told({"erased": erased, "files_set_aside": removed}, missed)
+    if removed:
+        note(f"erased {counted(removed, 'file')} that had been set aside")
     say(f"{counted(erased, 'turn')} erased")
     return _missed(missed)
 
 
 def dead_retry(args: argparse.Namespace) -> int:
-    changed = _dead(args, "revived", lambda outbox, numbers: outbox.revive(numbers))
-    if changed[0]:
+    count, missed = _dead(args, lambda outbox, numbers: outbox.revive(numbers))
+    if args.json:
+        return _told({"revived": count}, missed)
+    say(f"{counted(count, 'dead letter')} revived")
+    if count:
         note("'hindsight-exec flush' sends them now, or the next start does")
-    return _missed(changed[1])
+    return _missed(missed)
 
 
 def dead_discard(args: argparse.Namespace) -> int:
-    return _missed(_dead(args, "erased", lambda outbox, numbers: outbox.discard(numbers))[1])
+    count, missed = _dead(args, lambda outbox, numbers: outbox.discard(numbers))
+    if args.json:
+        return _told({"erased": count}, missed)
+    say(f"{counted(count, 'dead letter')} erased")
+    return _missed(missed)
 
 
 def _dead(
-    args: argparse.Namespace, done: str, change: Callable[[Outbox, list[int]], int]
+    args: argparse.Namespace, change: Callable[[Outbox, list[int]], int]
 ) -> tuple[int, list[str]]:
     """Change the dead letters that are named, or all; how many were, and what could not be."""
     if bool(args.ids) == args.all:
@@ -167,7 +178,6 @@ def _dead(
             count += _owned(path, lambda outbox, numbers=numbers: change(outbox, numbers))  # type: ignore[misc]
         except HindsightExecError as error:
             missed.append(str(error))
-    say(f"{counted(count, 'dead letter')} {done}")
     return count, missed
 
 
@@ -191,6 +201,12 @@ def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
     finally:
         claim.release(remove=empty)
     return count
+
+
+def _told(result: dict[str, Any], problems: list[str]) -> int:
+    """The same for a script."""
+    say_json({**result, "errors": problems})
+    return UNDONE if problems else OK
 
 
 def _missed(problems: list[str]) -> int:

@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "install",
         parents=[common, changing],
         help="install the plugin, and offer to make it the provider",
+        description="Writes the plugin's folder into Hermes' own, and offers to make it the memory"
+        " provider. All else of the configuration stays.",
+        epilog=_examples("install", "install --from-bundled --dry-run"),
     )
     install.add_argument(
         "--from-bundled",
@@ -85,9 +88,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-activate", action="store_true", help="leave memory.provider as it is"
     )
     commands.add_parser(
-        "uninstall", parents=[common, changing], help="undo what install did; no turn is removed"
+        "uninstall",
+        parents=[common, changing],
+        help="undo what install did; no turn is removed",
+        description="Undoes what install did. Turns that wait stay where they are.",
+        epilog=_examples("uninstall", "uninstall --dry-run"),
     )
-    commands.add_parser("status", parents=[common], help="what is installed, active, and waiting")
+    commands.add_parser(
+        "status",
+        parents=[common],
+        help="what is installed, active, and waiting",
+        description="The exit status is 0 when the plugin is installed and is the memory provider.",
+        epilog=_examples("status", "status --json"),
+    )
+
+
+def _examples(*commands: str) -> str:
+    return "".join(["examples:\n", *(f"  hindsight-exec hermes {one}\n" for one in commands)])
 
 
 def main(args: argparse.Namespace) -> int:
