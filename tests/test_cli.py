@@ -594,6 +594,21 @@ def test_doctor_names_each_trouble_with_its_remedy(cli: Cli, server: Serving) ->
         serving.close()
 
 
+def test_doctor_looks_at_hermes_too(cli: Cli, server: Serving) -> None:
+    """What is configured in Hermes alone is checked as well, and one server once."""
+    config = cli.folder / "home" / ".hermes" / "hindsight" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"mode": "local_external", "api_url": server.url}))
+    found = cli("doctor", "--json", HINDSIGHT_EXEC_STATE="")
+    assert found.status == 0
+    names = [check["name"] for check in found.json]
+    assert names == ["state folder"] * 2 + ["SQLite", "configuration", "server", "key"]
+    assert str(config) in found.out
+    both = cli("doctor", "--json", HINDSIGHT_EXEC_STATE="", HINDSIGHT_API_URL=server.url)
+    assert [check["name"] for check in both.json] == names
+    assert [path.name for path in config.parent.iterdir()] == ["config.json"]
+
+
 def test_doctor_in_a_folder_that_cannot_be_used(cli: Cli) -> None:
     """A state folder that is a file is named, with what to do."""
     (cli.folder / "file").write_text("")

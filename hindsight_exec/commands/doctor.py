@@ -7,6 +7,7 @@ import re
 import sqlite3
 import stat
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Iterator
 
 from hindsight_exec import spool
@@ -18,7 +19,7 @@ from hindsight_exec.outbox import Outbox
 
 from .console import OK, UNDONE, coloured, say, say_json
 from .waiting import look
-from .where import chosen_settings, folder
+from .where import chosen_settings, folders
 
 if TYPE_CHECKING:
     import argparse
@@ -43,8 +44,8 @@ class Check:
 
 
 def run(args: argparse.Namespace) -> int:
-    state = folder(args.state)
-    checks = [*_folder(state), _sqlite(), *_server(state, args)]
+    places = folders(args.state)
+    checks = [*chain(*map(_folder, places)), _sqlite(), *_servers(places, args)]
     if args.json:
         say_json([asdict(check) for check in checks])
     else:
@@ -132,24 +133,37 @@ def _sqlite() -> Check:
     return Check("SQLite", "ok", found)
 
 
-def _server(state: Path, args: argparse.Namespace) -> Iterator[Check]:
-    try:
-        settings = chosen_settings(state, args.url, args.api_key, args.bank)
-    except ConfigError as error:
-        yield Check(
-            "configuration", "failed", str(error), "correct it, or name a server with --url"
-        )
-        return
-    if settings is None:
+def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
+    """The servers that the folders' turns go to, each once."""
+    known: list[Settings] = []
+    unconfigured = True
+    for place in places[:1] if args.url else places:
+        try:
+            settings = chosen_settings(place, args.url, args.api_key, args.bank)
+        except ConfigError as error:
+            unconfigured = False
+            yield Check(
+                "configuration", "failed", str(error), "correct it, or name a server with --url"
+            )
+            continue
+        if settings is None:
+            continue  # a user of Hermes may have configured nothing else
+        unconfigured = False
+        if not any(_same_server(settings, one) for one in known):
+            known.append(settings)
+            yield Check("configuration", "ok", str(settings.source or "environment and arguments"))
+            yield from server_checks(settings)
+    if unconfigured:
         yield Check(
             "configuration",
             "warning",
             "no server is configured",
             "set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY), or give --url",
         )
-        return
-    yield Check("configuration", "ok", str(settings.source or "environment and arguments"))
-    yield from server_checks(settings)
+
+
+def _same_server(one: Settings, other: Settings) -> bool:
+    return (one.api_url, one.api_key, one.bank_id) == (other.api_url, other.api_key, other.bank_id)
 
 
 def server_checks(settings: Settings) -> list[Check]:

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     home = Path(args.home).expanduser() if args.home else default_hermes_home(os.environ)
     settings = Settings.load(home)
     if settings.unusable or not settings.configured:
-        raise ConfigError(settings.unusable or f"no server is configured in {home}")
+        remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"
+        raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")
     if settings.durability == "memory":
         raise ConfigError("durability is memory: an import needs the outbox on disk")
     sessions = [past for past in past_sessions(home.absolute()) if _wanted(past, args)]

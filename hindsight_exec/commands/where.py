@@ -25,7 +25,7 @@ def folders(state: Path | None) -> list[Path]:
     found = [folder(state)]
     if state is None and not os.environ.get("HINDSIGHT_EXEC_STATE", "").strip():
         hermes = _hermes_outbox()
-        if hermes is not None and hermes.is_dir():
+        if hermes is not None and hermes.parent.is_dir():  # its configuration is there, too
             found.append(hermes)
     return found
 
