@@ -375,6 +375,7 @@ def test_without_a_server_the_embedded_one_keeps_it(cli: Cli) -> None:
     done = cli("retain", "talk.jsonl")
     assert done.status == 0
     assert "not the memory engine" in done.err
+    assert "in bank 'hermes' of the embedded server as" in done.out
     process, url = serve(cli)
     try:
         assert stored(url, "hermes") == {"talk": said}

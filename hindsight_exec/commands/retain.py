@@ -49,10 +49,18 @@ _CLOSE = 2.0
 
 def run(args: argparse.Namespace) -> int:
     state = folder(args.state)
-    settings = chosen_settings(state, args.url, args.api_key, args.bank)
-    with _opened(args.file) as file, _server(settings, state, args.bank) as settings:
+    chosen = chosen_settings(state, args.url, args.api_key, args.bank)
+    with _opened(args.file) as file, _server(chosen, state, args.bank) as settings:
         probe(settings, args.timeout)
-        return _Retain(args, settings, state).run(file)
+        return _Retain(args, settings, state, _shown_url(chosen)).run(file)
+
+
+def _shown_url(settings: Settings | None) -> str | None:
+    """Where the server is for others, too; None for the embedded one that ends with the command."""
+    if settings is None:
+        return None
+    found = embedded.address(settings) if settings.mode == "local_embedded" else ""
+    return found or settings.api_url
 
 
 @contextlib.contextmanager
@@ -147,8 +155,11 @@ def probe(settings: Settings, timeout: float) -> None:
 class _Retain:
     """One run of the command."""
 
-    def __init__(self, args: argparse.Namespace, settings: Settings, state: Path) -> None:
+    def __init__(
+        self, args: argparse.Namespace, settings: Settings, state: Path, url: str | None
+    ) -> None:
         self._args = args
+        self._url = url
         self._name = "standard input" if args.file == "-" else args.file
         self._session = args.session or _session(args.file)
         self._settings = settings
@@ -218,9 +229,6 @@ class _Retain:
         with without_warnings():
             self._writer.close(0 if not arrived else None)
         documents = self._count_documents() if arrived else None
-        url = self._settings.api_url
-        if self._settings.mode == "local_embedded":
-            url = embedded.address(self._settings) or url
         if self._args.json:
             say_json(
                 {
@@ -229,14 +237,15 @@ class _Retain:
                     "waiting": counters.waiting,
                     "dead": counters.own_dead,
                     "bad_lines": self._bad,
-                    "url": url,
+                    "url": self._url,
                     "bank": self._settings.bank_id,
                     "session": self._session,
                     "documents": documents,
                 }
             )
         else:
-            where = f"bank {self._settings.bank_id!r} at {url}"
+            server = f"at {self._url}" if self._url else "of the embedded server"
+            where = f"bank {self._settings.bank_id!r} {server}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
             say(
                 f"{counters.own_completed} of {counted(self._given, 'turn')} stored in {where}"
