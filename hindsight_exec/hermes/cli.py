@@ -17,14 +17,15 @@ _SWITCHES = ("json", "dry_run", "yes")
 def register_cli(subparser: Any) -> None:
     """Hermes calls this with the parser of ``hermes hindsight_exec``."""
     commands = subparser.add_subparsers(dest="hindsight_exec_action", metavar="COMMAND")
-    status = commands.add_parser("status", help="what waits, is being processed, or is dead")
-    status.add_argument("--json", action="store_true", help="for scripts")
+    commands.add_parser("status", help="what waits, is being processed, or is dead")
     flush = commands.add_parser("flush", help="deliver what waits, now")
     flush.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer than this")
     past = commands.add_parser("import", help="retain sessions of the past, each once")
     past.add_argument("--dry-run", action="store_true", help="show what would be done, only")
     past.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("doctor", help="check folder, server and key, with remedies")
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="for scripts")
 
 
 def hindsight_exec_command(args: Any) -> int:

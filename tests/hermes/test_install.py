@@ -98,6 +98,8 @@ def test_the_files(plugin, hermes):
     exec((plugin / "cli.py").read_text(), space)
     parser = argparse.ArgumentParser()
     space["register_cli"](parser)
+    for command in ("status", "flush", "import", "doctor"):
+        assert parser.parse_args([command, "--json"]).json
     assert parser.parse_args(["flush", "--timeout", "3"]).timeout == 3
     assert callable(space["hindsight_exec_command"])
     exec((plugin / "config_schema.py").read_text(), space)
