@@ -78,6 +78,8 @@ class Shared:
         self._own: Optional[Box] = None
         self._spare: Optional[Box] = None
         self._claims: dict[Box, spool.Claim] = {}
+        self._runs = 0  # jobs of the executor that have not ended
+        self._left: dict[Box, spool.Claim] = {}  # for the last of them to let go of
         self._skip: set[Path] = set()
         self._numbers: dict[str, int] = {}
         self._last_at = 0.0
@@ -110,10 +112,25 @@ class Shared:
             # Threads start here, on the caller's: 3.12.0 to 3.12.2 can start
             # none at exit.
             background_loop().start()
-            self.executor.submit(self.delivery.run)
+            with self.lock:
+                self._runs += 1
+            try:
+                run = self.executor.submit(self.delivery.run)
+            except BaseException:
+                self._ran(None)
+                raise
+            run.add_done_callback(self._ran)
         except RuntimeError as error:
             self.delivery.not_started()
             _logger.debug("Not delivered now, but kept: %s", error)
+
+    def _ran(self, _: object) -> None:
+        """A run has ended, perhaps after all was closed: then the files are let go of here."""
+        with self.lock:
+            self._runs -= 1
+            left, self._left = ({}, self._left) if self._runs else (self._left, {})
+        for box, claim in left.items():
+            self._let_go(box, claim)
 
     # --- keeping ----------------------------------------------------------
 
@@ -380,8 +397,11 @@ class Shared:
             self.closed = True
             self._own = self._spare = None
             claims, self._claims = self._claims, {}
-        if self.executor.pending:
-            # The worker is stuck, perhaps inside a file: leave it all.
+            working = self._runs > 0 and self.executor.pending > 0
+            if working:
+                self._left = claims
+        if working:
+            # The worker is stuck, perhaps inside a file: all is left to it.
             if claims and self.delivery.progress.acquire(timeout=1.0):
                 try:
                     _tell_waiting(sum(self.delivery.progress.waiting.values()))

@@ -20,6 +20,7 @@ from serving import Serving, documents, free_port, stored, texts, turn
 from hindsight_exec import spool
 from hindsight_exec.config import Settings
 from hindsight_exec.errors import OutboxFull
+from hindsight_exec.outbox import Outbox
 from hindsight_exec.writer import RetainWriter
 
 GIVE = """\
@@ -289,6 +290,33 @@ def test_a_server_in_trouble_delays_no_other(server: Serving, write: Any) -> Non
         assert fine.close()
         assert stored(server.url)["s"] == texts(range(5))
         assert not stuck.close(0.1)
+
+
+def test_a_worker_that_ends_late(
+    server: Serving, write: Any, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk held up beyond the bound is let go of in the end: the next writer delivers it."""
+    hangs, goes_on = threading.Event(), threading.Event()
+    close_documents = Outbox.close_documents
+
+    def hang(*args: Any) -> int:
+        hangs.set()
+        goes_on.wait(60)
+        return close_documents(*args)
+
+    monkeypatch.setattr(Outbox, "close_documents", hang)
+    first = write(server.url)
+    first.put(turn(1), session="s")
+    first.end_session("s")
+    assert hangs.wait(60)
+    assert not first.close(0.1)
+    (path,) = spool.files(state)
+    assert spool.is_live(path)
+    goes_on.set()
+    eventually(lambda: not spool.is_live(path))
+    second = write(server.url)
+    assert second.deliver_all(60)
+    eventually(lambda: stored(server.url) == {"s": texts([1])})
 
 
 def test_a_wrong_key_keeps_everything(write: Any, state: Path, caplog: Any) -> None:
