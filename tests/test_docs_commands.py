@@ -79,6 +79,9 @@ HERE = {
     "hindsight-exec import hermes": Run(
         answer="y", shows=(*IMPORT, "1 of 1 turn stored"), stored="past"
     ),
+    "hindsight-exec retain talk.jsonl --bank notes": Run(
+        shows=("1 of 1 turn stored in bank 'notes'", "as session 'talk'")
+    ),
     "hindsight-exec flush": Run(shows=("nothing waits",), stored="s"),
     "hindsight-exec flush --timeout 60 >/dev/null 2>&1": Run(stored="s"),
     "%h/.local/bin/hindsight-exec flush --timeout 60": Run(shows=("nothing waits",), stored="s"),
@@ -355,6 +358,8 @@ class Place:
         home = self.user / ".hermes"
         configured = {"mode": "local_external", "api_url": url, "bank_id": self.bank}
         _write(self.user / ".hindsight" / "config.json", json.dumps(configured))
+        said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+        _write(self.user / "talk.jsonl", "\n".join(map(json.dumps, said)))
         _write(home / "config.yaml", "memory:\n  provider: hindsight\n")
         ours = _write(
             self.user / ".local" / "bin" / "hindsight-exec",

@@ -233,8 +233,12 @@ def _uninstall(home: Path) -> _Plan:
     text = _read(config) or ""
     if "provider_before" in record and provider_of(text) == NAME:
         before = record["provider_before"]
-        plan.files[config] = with_provider(text, before)
-        plan.changes.append(f"set memory.provider in {config}: {NAME} -> {before or '(none)'}")
+        if text == with_provider("", NAME) and not before:
+            plan.files[config] = None  # there was none
+            plan.changes.append(f"remove {config}, which holds nothing else")
+        else:
+            plan.files[config] = with_provider(text, before)
+            plan.changes.append(f"set memory.provider in {config}: {NAME} -> {before or '(none)'}")
     source = Path(record.get("bank_added_to", os.devnull))
     raw = _read(source) if "bank_added_to" in record else None
     if raw is not None:

@@ -85,6 +85,14 @@ def test_install_and_uninstall(hermes, home, plugin):
     assert hermes("uninstall")[0] == 0
 
 
+def test_uninstall_where_there_was_nothing(hermes, home):
+    """A config.yaml that only install has made goes, too."""
+    hermes("install", "--yes")
+    assert "hindsight_exec" in (home / "config.yaml").read_text()
+    assert hermes("uninstall")[0] == 0
+    assert everything(home) == {}
+
+
 def test_the_files(plugin, hermes):
     """The shim is what Hermes looks for: the word in __init__.py, a manifest, a command line."""
     hermes("install")
