@@ -178,6 +178,8 @@ class Daemon:
 
     def _failed(self, why: str) -> None:
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
+        if self._started != self.settings:
+            pause = 0.0  # a new session has brought others meanwhile
         self._failures += 1
         self._not_before = time.monotonic() + pause
         self._why = f"Hindsight's daemon could not be started: {why}"

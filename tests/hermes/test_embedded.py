@@ -28,7 +28,7 @@ from hindsight_exec.cli import main
 from hindsight_exec.commands import doctor, where
 from hindsight_exec.commands.console import UNREACHABLE, USAGE
 from hindsight_exec.config import resolve_credential
-from hindsight_exec.errors import Unavailable
+from hindsight_exec.errors import Starting, Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
 
 from .recording import LIMIT, configure
@@ -323,6 +323,25 @@ def test_no_process_can_be_started(chat, daemon, home, caplog):
     provider.shutdown()
     provider = chat(llm_model="m")  # other settings are tried at once
     until(lambda: said(daemon) == ["User: one"])
+
+
+def test_settings_that_come_while_a_start_fails(daemon, home, monkeypatch):
+    """What failed with the old ones is tried with the new ones at once."""
+    configure(home, mode="local_embedded")
+    one = embedded.daemon_of(Settings.load(home))
+    start = embedded._start
+
+    def fail(settings):
+        configure(home, mode="local_embedded", llm_model="new")
+        embedded.daemon_of(Settings.load(home))  # on another thread, a new session
+        raise OSError("no process")
+
+    monkeypatch.setattr(embedded, "_start", fail)
+    with pytest.raises(Unavailable, match="no process"):
+        one.find()
+    monkeypatch.setattr(embedded, "_start", start)
+    with pytest.raises(Starting):
+        one.find()
 
 
 def test_the_profiles_environment(chat, daemon):
