@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-NAMES = ("submit", "durable", "presence", "exits", "extraction")
+NAMES = ("submit", "durable", "presence", "exits", "delivery", "gateway", "extraction")
 
 
 def main() -> None:

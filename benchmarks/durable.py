@@ -19,8 +19,17 @@ from typing import Any, Callable, Iterator
 from hindsight_exec import RetainWriter, Settings
 from hindsight_exec.turns import turn
 
-from .exits import free_port
-from .measure import OURS, Figures, Result, Row, quantile, rows, side_by_side, versions
+from .measure import (
+    OURS,
+    Figures,
+    Result,
+    Row,
+    free_port,
+    quantile,
+    rows,
+    side_by_side,
+    versions,
+)
 
 REFERENCE = "raw INSERT (the limit)"
 SIZES = {"1 KiB": 1 << 10, "100 KiB": 100 << 10}

@@ -7,20 +7,27 @@ the other.
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from typing import Iterator
 
 from .exits_child import BOUND
-from .measure import OURS, Figures, Goal, Result, environment, rows, versions
+from .measure import (
+    OURS,
+    Figures,
+    Goal,
+    Result,
+    arrived,
+    environment,
+    free_port,
+    rows,
+    server,
+    versions,
+)
 
 EXECUTOR, DAEMON = "ThreadPoolExecutor(1) + hindsight-client", "daemon thread + atexit"
 _PROGRAMS = {OURS: "ours", EXECUTOR: "executor", DAEMON: "daemon"}
@@ -32,25 +39,6 @@ _HANGING_LIMIT = 15.0
 
 #: How the program ends, and with how many turns.
 _ENDS = {"end of main": (1, 5, 50, 300), "shutdown()": (50, 300), "SIGKILL": (50, 300)}
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    program = [sys.executable, "-m", "benchmarks.exits_server", str(LATENCY)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://localhost:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
 
 
 def _run(
@@ -73,11 +61,6 @@ def _run(
         return time.time() - began
 
 
-def _delivered(url: str, bank: str) -> int:
-    with urllib.request.urlopen(f"{url}/delivered/{bank}") as answer:
-        return int(json.load(answer)["turns"])
-
-
 def _exit(url: str, name: str, how: str, turns: int, number: int) -> Figures:
     bank = f"{how.strip('()').replace(' ', '-')}-{_PROGRAMS[name]}-{turns}-{number}"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
@@ -88,8 +71,8 @@ def _exit(url: str, name: str, how: str, turns: int, number: int) -> Figures:
             _run(name, 0, url, bank, state, "end of main")
             seconds = time.time() - began
     line = f"{how}, {turns} turn{'s' if turns > 1 else ''}"
-    delivered = _delivered(url, bank)
-    return {line: seconds, f"{line}: lost": turns - delivered}
+    port = int(url.rpartition(":")[2])
+    return {line: seconds, f"{line}: lost": turns - arrived(port, bank)["turns"]}
 
 
 def _trouble(name: str, url: str, kind: str) -> Figures:
@@ -119,7 +102,8 @@ def run(*, rounds: int = 5) -> list[Result]:
     lost = Result(
         "exits-lost", "Turns lost at exit", "turns", "", [], rounds=rounds, versions=about
     )
-    with _server() as url:
+    with server(LATENCY) as port:
+        url = f"http://localhost:{port}"
         for how, counts in _ENDS.items():
             for turns in counts:
                 names = [OURS] if how == "SIGKILL" else list(_PROGRAMS)

@@ -8,7 +8,6 @@ comes, as it would have.  Hermes' own provider runs where hermes-agent is instal
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -20,9 +19,8 @@ from unittest import mock
 from hindsight_exec import RetainWriter, Settings
 from tests.hindsight.server import BUSY, Hindsight, Server, eventually
 
-from .measure import OURS, Figures, Goal, Result, rows, versions
+from .measure import BUNDLED, OURS, Figures, Goal, Result, configure, rows, versions
 
-BUNDLED = "bundled provider, 0.19.0"
 TURNS, EVERY = 100, 20.0
 
 #: Characters that user and assistant say in a turn, and at most so many calls.
@@ -48,17 +46,12 @@ def ours(url: str, bank: str) -> Iterator[Sync]:
 def bundled(url: str, bank: str) -> Iterator[Sync]:
     from plugins.memory.hindsight import HindsightMemoryProvider
 
-    with tempfile.TemporaryDirectory() as home:
-        config = Path(home) / "hindsight" / "config.json"
-        config.parent.mkdir()
-        config.write_text(
-            json.dumps({"mode": "local_external", "api_url": url, "bank_id": bank, "banks": {}})
-        )
-        with mock.patch.dict(os.environ, HERMES_HOME=home):
-            provider = HindsightMemoryProvider()
-            provider.initialize("s", hermes_home=home, platform="cli", agent_context="primary")
-            yield lambda user, assistant: provider.sync_turn(user, assistant, session_id="s")
-            provider.shutdown()
+    with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ):
+        configure(Path(home), url, bank)
+        provider = HindsightMemoryProvider()
+        provider.initialize("s", hermes_home=home, platform="cli", agent_context="primary")
+        yield lambda user, assistant: provider.sync_turn(user, assistant, session_id="s")
+        provider.shutdown()
 
 
 def _words(number: int, side: str, length: int) -> str:

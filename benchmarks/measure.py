@@ -9,19 +9,27 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sqlite3
 import statistics
+import subprocess
 import sys
+import urllib.request
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 from . import chart
 
 RESULTS = Path(__file__).parent / "results"
+_ROOT = str(Path(__file__).parent.parent)
 
 #: The name that our side has in every result.
 OURS = "hindsight-exec"
+
+#: Hermes' own provider, which lives in an interpreter with `hermes_python`.
+BUNDLED = "bundled provider, 0.19.0"
 
 #: What one run of a contestant measured: a figure for each line of the result.
 Figures = Mapping[str, float]
@@ -105,14 +113,14 @@ class Result:
 
 
 def side_by_side(
-    contestants: Mapping[str, Callable[[], Figures]], *, rounds: int
+    contestants: Mapping[str, Callable[[], Figures]], *, rounds: int, warm: bool = True
 ) -> dict[str, list[Figures]]:
-    """Run them in turn; a first, uncounted round warms up what is warmed up once.
+    """Run them in turn; ``warm``: a first, uncounted round warms up what is warmed up once.
 
     Each round begins with another one, so that none always follows the same.
     """
     taken: dict[str, list[Figures]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
+    for number in range(not warm, rounds + 1):
         first = number % len(contestants)
         names = [*contestants][first:] + [*contestants][:first]
         for name in names:
@@ -134,7 +142,7 @@ def rows(
                 continue
             values = [figures[line] for figures in rounds]
             row = Row(line, name, statistics.median(values), min(values), max(values))
-            if reference:
+            if reference and line in taken[reference][0]:
                 base = [figures[line] for figures in taken[reference]]
                 ratios = [mine / other for mine, other in zip(values, base)]
                 row.ratio = statistics.median(ratios)
@@ -161,8 +169,76 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def environment() -> dict[str, str]:
+def environment(python: str = sys.executable) -> dict[str, str]:
     """Variables for children: ours, but nothing that changes how Python runs or where we write."""
-    dropped = ("PYTHON", "HINDSIGHT")
+    dropped = ("PYTHON", "HINDSIGHT", "HERMES")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # Another interpreter has packages of its own, but for us and the benchmarks.
+    path = [path for path in sys.path if path] if python == sys.executable else [_ROOT]
+    return {**kept, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def hermes_python() -> Optional[str]:
+    """The interpreter that has Hermes: ``HERMES_PYTHON``, else this one; None if it has not.
+
+    It must have the client of the version that Hermes wants, or Hermes would install it.
+    """
+    python = os.environ.get("HERMES_PYTHON", sys.executable)
+    program = (
+        "import plugins.memory.hindsight; from tools.lazy_deps import feature_missing;"
+        "raise SystemExit(len(feature_missing('memory.hindsight')))"
+    )
+    asked = subprocess.run(
+        [python, "-c", program], env=environment(python), stderr=subprocess.DEVNULL, check=False
+    )
+    if asked.returncode:
+        print(f"the {BUNDLED}, is left out: {python} has no hermes-agent[hindsight]==0.19.0")
+        return None
+    return python
+
+
+def configure(home: Path, url: str, bank: str) -> None:
+    """Make ``home`` the Hermes folder, for its own provider and for ours."""
+    config = home / "hindsight" / "config.json"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    told = {"mode": "local_external", "api_url": url, "bank_id": bank, "banks": {}}
+    config.write_text(json.dumps(told), encoding="utf-8")
+    os.environ["HERMES_HOME"] = str(home)
+
+
+def bundled_provider(home: Path, url: str, bank: str, session: str = "s") -> Any:
+    """Hermes' own provider in the first turn of a chat: it has imported and connected."""
+    from plugins.memory.hindsight import HindsightMemoryProvider
+
+    configure(home, url, bank)
+    provider = HindsightMemoryProvider()
+    provider.initialize(session, hermes_home=str(home), platform="cli", agent_context="primary")
+    provider.queue_prefetch("hello")
+    provider.prefetch("hello")
+    return provider
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(latency: float, port: int = 0) -> Iterator[int]:
+    """Our embedded server as a process, all in memory; yields its port."""
+    program = [sys.executable, "-m", "benchmarks.server", str(latency), str(port)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def arrived(port: int, bank: str) -> Any:
+    """What the server has of a bank: turns, requests, the time of the last one; and its CPU time."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/arrived/{bank}") as answer:
+        return json.load(answer)

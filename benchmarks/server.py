@@ -1,10 +1,11 @@
-"""The server of the exits: each request takes a while, and it counts the turns that arrive."""
+"""The server of the benchmarks: a request may take a while, and it counts the turns that arrive."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import sys
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -14,18 +15,27 @@ from hindsight_exec.server import create_app
 
 _turns: defaultdict[str, set[str]] = defaultdict(set)
 _requests: defaultdict[str, int] = defaultdict(int)
+_last: dict[str, float] = {}
 
 
 @web.middleware
 async def _count(request: web.Request, handler: Any) -> web.StreamResponse:
-    if request.path.startswith("/delivered/"):  # without the latency of the others
+    if request.path.startswith("/arrived/"):  # without the latency of the others
         bank = request.path.rpartition("/")[2]
-        return web.json_response({"turns": len(_turns[bank]), "requests": _requests[bank]})
+        return web.json_response(
+            {
+                "turns": len(_turns[bank]),
+                "requests": _requests[bank],
+                "last": _last.get(bank),
+                "cpu": time.process_time(),
+            }
+        )
     answer: web.StreamResponse = await handler(request)
-    if request.method == "POST" and answer.status < 300:
+    if request.path.endswith("/memories") and answer.status < 300:
         bank = request.path.split("/banks/")[1].split("/")[0]
         _turns[bank].update(re.findall(r"turn-\d+", await request.text()))
         _requests[bank] += 1
+        _last[bank] = time.time()
     return answer
 
 
@@ -34,7 +44,7 @@ async def main() -> None:
     app.middlewares.insert(0, _count)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", int(sys.argv[2])).start()
     print(runner.addresses[0][1], flush=True)
     await asyncio.Event().wait()
 
