@@ -204,13 +204,19 @@ class RetainWriter:
         """
         return self._flush(timeout, session=session, completed=completed, patient=True)
 
-    def close(self, timeout: Optional[float] = None) -> bool:
+    def close(self, timeout: Optional[float] = None, *, leave_to_others: bool = False) -> bool:
         """Deliver what was given through this writer, and let go of it.
 
         It waits for ``timeout`` seconds at most (``settings.drain_timeout``
         without it), and no longer than until the server fails: what is left
         waits on disk. The last writer of the folder closes the sessions.
         Idempotent.
+
+        Args:
+            leave_to_others: While the process has other writers of the folder,
+                begin to send what is held, but do not wait for it. The last
+                one waits for all: hundreds that close take a few requests
+                together, not one each.
 
         Returns:
             As :meth:`flush`.
@@ -221,10 +227,14 @@ class RetainWriter:
         ours = self._joined()
         with ours.lock:
             closed, self._closed = self._closed, True
+            shared = len(ours.handles) > 1
         if closed:
             return True
         done = self._flush(
-            timeout, completed=not self.settings.retain_async, patient=False, session=None
+            0 if leave_to_others and shared else timeout,
+            completed=not self.settings.retain_async,
+            patient=False,
+            session=None,
         )
         leave(ours, self, max(0.0, deadline - time.monotonic()))
         return done

@@ -217,6 +217,23 @@ def test_writers_of_a_folder_share(server: Serving, write: Any, state: Path) -> 
     wait_for_empty(server, write, state)
 
 
+def test_writers_leave_their_turns_to_the_last(write: Any) -> None:
+    """Many that close one after the other take few requests; the last waits for them all."""
+    serving = Serving(latency=0.5)
+    try:
+        with Proxy(serving.url) as proxy:
+            writers = [write(proxy.url) for _ in range(20)]
+            for number, writer in enumerate(writers):
+                writer.put(turn(number), session=f"s{number:02}")
+            for writer in writers:
+                writer.close(leave_to_others=True)
+            retains = [one for one in proxy.exchanges if one.target.endswith("/memories")]
+        wait_for(lambda: stored(serving.url) == {f"s{n:02}": texts([n]) for n in range(20)})
+        assert len(retains) < 10
+    finally:
+        serving.close()
+
+
 def test_close_is_idempotent_and_late_turns_are_kept(
     server: Serving, write: Any, state: Path
 ) -> None:

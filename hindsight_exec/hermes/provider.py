@@ -210,6 +210,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
     def shutdown(self) -> None:
         """Delivers what waits, bounded by ``drain_timeout``, then closes the client. Idempotent.
 
+        While others of its kind live in the process, what it held is sent in the background.
         What could not be delivered waits on disk. Later turns are kept there too,
         for the next process; nothing is recalled any more.
         """
@@ -218,7 +219,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
                 return
             self._closed = True
             parts = (self._recall, self._writer, self._connection)
-        _close(parts)
+        # A gateway shuts hundreds down, one after the other.
+        _close(parts, leave_to_others=True)
 
     # -- turns -----------------------------------------------------------------
 
@@ -446,8 +448,12 @@ class HindsightMemoryProvider(host.MemoryProvider):
                 logger.debug("the host could not show a warning", exc_info=True)
 
 
-def _close(parts: _Parts) -> None:
+def _close(parts: _Parts, *, leave_to_others: bool = False) -> None:
     """Closes them in the order in which they need each other."""
-    for part in parts:
-        if part is not None:
-            part.close()
+    recall, writer, connection = parts
+    if recall is not None:
+        recall.close()
+    if writer is not None:
+        writer.close(leave_to_others=leave_to_others)
+    if connection is not None:
+        connection.close()
