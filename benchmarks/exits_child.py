@@ -75,7 +75,14 @@ def daemon(url: str, bank: str, _state: str) -> Peer:
     return queue.put, close
 
 
-PEERS = {"ours": ours, "executor": executor, "daemon": daemon}
+def bundled(url: str, bank: str, state: str) -> Peer:
+    from .measure import bundled_provider
+
+    provider = bundled_provider(Path(state), url, bank)  # shuts itself down by atexit
+    return lambda text: provider.sync_turn(text, "yes", session_id="s"), provider.shutdown
+
+
+PEERS = {"ours": ours, "executor": executor, "daemon": daemon, "bundled": bundled}
 
 
 def main() -> None:

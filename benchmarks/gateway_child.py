@@ -74,6 +74,7 @@ def main() -> None:
     }
     began = time.perf_counter()
     for provider in providers.values():
+        provider.on_session_end([])
         provider.shutdown()
     figures["shutting down, s"] = time.perf_counter() - began
     print(json.dumps(figures))

@@ -17,6 +17,7 @@ import sys
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
@@ -178,6 +179,7 @@ def environment(python: str = sys.executable) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(path)}
 
 
+@cache
 def hermes_python() -> Optional[str]:
     """The interpreter that has Hermes: ``HERMES_PYTHON``, else this one; None if it has not.
 
