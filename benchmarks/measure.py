@@ -210,6 +210,7 @@ def configure(home: Path, url: str, bank: str) -> None:
 
 def bundled_provider(home: Path, url: str, bank: str, session: str = "s") -> Any:
     """Hermes' own provider in the first turn of a chat: it has imported and connected."""
+    import hindsight_client  # noqa: F401 - a prefetch waits no longer than 3 s
     from plugins.memory.hindsight import HindsightMemoryProvider
 
     configure(home, url, bank)
