@@ -1,6 +1,7 @@
 """A gateway: hundreds of chats in one process, each with a provider of its own.
 
-Each has three turns, as Hermes calls its provider in one, all alive at once; a request takes 0.1 s.
+Each has three turns, as Hermes calls its provider in one, all alive at once, and one of them talks
+every 10 ms; a request takes 0.1 s.
 Threads and sockets are the most that there ever were, memory is after the last turn, all above the
 process that has imported what it needs.  Then all are shut down, one after the other.
 """
@@ -68,10 +69,11 @@ def run(*, rounds: int = 5) -> Result:
         rounds=rounds,
         versions=versions(),
     )
-    for line in ("threads", "sockets"):
+    # Sockets are as many as requests were under way in the same moment, give or take a few.
+    for line, more in (("threads", 0), ("sockets", 5)):
         few, many = (result.row(f"{chats} chats: {line}").high for chats in (FEW, MANY))
-        text = f"{line}: as many with {MANY} chats as with {FEW}"
-        result.goals.append(Goal(text, many <= few, f"{few:.0f} and {many:.0f}"))
+        text = f"{line}: {MANY} chats have as many as {FEW}, or at most {more} more"
+        result.goals.append(Goal(text, many <= few + more, f"{few:.0f} and {many:.0f}"))
     if python:
         for what in ("threads", "sockets", "memory, MB", "shutting down, s"):
             line = f"{MANY} chats: {what}"

@@ -14,6 +14,8 @@ from .measure import configure
 
 BANK = "gateway"
 TURNS = 3
+#: Seconds between turns, of whichever chat: people do not all talk in the same moment.
+PACE = 0.01
 
 
 def _sockets() -> int:
@@ -65,6 +67,7 @@ def main() -> None:
             provider.sync_turn(f"turn-{turn} {'u' * 200}", "a" * 400, session_id=session)
             provider.queue_prefetch("hello", session_id=session)
             turn += 1
+            time.sleep(PACE)
             most_threads = max(most_threads, threading.active_count())
             most_sockets = max(most_sockets, _sockets())
     figures = {
