@@ -72,7 +72,7 @@ def run(*, rounds: int = 5) -> Result:
     # Sockets are as many as requests were under way in the same moment, give or take a few.
     for line, more in (("threads", 0), ("sockets", 5)):
         few, many = (result.row(f"{chats} chats: {line}").high for chats in (FEW, MANY))
-        text = f"{line}: {MANY} chats have as many as {FEW}, or at most {more} more"
+        text = f"{line}: {MANY} chats have at most {more} more than {FEW}"
         result.goals.append(Goal(text, many <= few + more, f"{few:.0f} and {many:.0f}"))
     if python:
         for what in ("threads", "sockets", "memory, MB", "shutting down, s"):
