@@ -171,6 +171,8 @@ ELSEWHERE = {
                 "-m soak hermes/test_gateway_soak.py",
                 "test_faults.py",
                 "-m soak test_faults.py",
+                "test_machine.py",
+                "-m soak test_machine.py",
                 "test_client.py",
                 "test_cpython_suite.py",
             )
