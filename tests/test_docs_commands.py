@@ -161,7 +161,7 @@ ELSEWHERE = {
     SUITE: {
         "python -m exit.matrix FOLDER": ("tests/exit/test_matrix.py", "matrix.main("),
         **{
-            f"pytest {words}": (f"tests/{words.rpartition(' ')[2]}", "test_")
+            f"pytest {words}": (f"tests/{words.rpartition(' ')[2]}", "import pytest")
             for words in (
                 "exit/test_matrix.py",
                 "-m soak exit/test_matrix.py",
