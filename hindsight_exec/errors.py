@@ -17,7 +17,7 @@ class ServerError(HindsightExecError):
     """A request to a Hindsight server did not succeed.
 
     Attributes:
-        method: The request's HTTP method.
+        method: The request's HTTP method; "" if nothing was sent.
         url: Its URL without secrets: no userinfo, no query.
         status: The HTTP status, or None when no answer came.
         detail: What the server said, or what went wrong on the way there.
@@ -32,7 +32,8 @@ class ServerError(HindsightExecError):
         self.detail = detail
 
     def __str__(self) -> str:
-        parts = [f"{self.method} {self.url}"]
+        # Without a method nothing was sent: the detail says why, and to whom.
+        parts = [f"{self.method} {self.url}"] if self.method else []
         if self.status is not None:
             parts.append(f"HTTP {self.status}")
         if self.detail:

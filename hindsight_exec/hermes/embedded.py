@@ -186,7 +186,7 @@ class Daemon:
         logger.error("%s. Next try in %d s.", self._why, pause)
 
     def _failure(self, kind: type[Unavailable], why: str, wait: float) -> Unavailable:
-        return kind("GET", self.settings.api_url, None, why, wait)
+        return kind("", self.settings.api_url, None, why, wait)
 
 
 def _start(settings: Settings) -> subprocess.Popen[bytes]:
