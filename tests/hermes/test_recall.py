@@ -205,7 +205,7 @@ def test_after_shutdown_nothing_is_recalled(make, hindsight):
         provider.queue_prefetch("q")
         hindsight.wait_for("/recall")
         provider.shutdown()
-    count = len(hindsight.seen)
+    count = len(hindsight.requests("/recall"))
     provider.queue_prefetch("q")
     provider.on_turn_start(1, "q")
     assert provider.prefetch("q") == ""
@@ -214,7 +214,7 @@ def test_after_shutdown_nothing_is_recalled(make, hindsight):
         "shut down"
         in json.loads(provider.handle_tool_call("hindsight_recall", {"query": "q"}))["error"]
     )
-    assert len(hindsight.seen) == count
+    assert len(hindsight.requests("/recall")) == count
 
 
 def test_recalls_run_side_by_side(make, hindsight):

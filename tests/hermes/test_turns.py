@@ -109,11 +109,11 @@ def test_shutdown_delivers_then_closes_the_client(make, hindsight, monkeypatch):
     provider.shutdown()
     assert hindsight.said() == [f"turn {number}" for number in range(5)]
     assert events == ["closed after 1"]
-    requests = len(hindsight.seen)
+    requests = len(hindsight.requests("/memories"))
     provider.shutdown()
     provider.on_session_end([])
     provider.on_session_switch("other")
-    assert len(hindsight.seen) == requests
+    assert len(hindsight.requests("/memories")) == requests
     assert events == ["closed after 1"]
 
 
@@ -122,12 +122,12 @@ def test_turns_after_shutdown_wait_on_disk(make, hindsight, home):
     provider = make()
     provider.sync_turn("before", "ok")
     provider.shutdown()
-    requests = len(hindsight.seen)
+    requests = hindsight.requests("/memories") + hindsight.requests("/recall")
     provider.sync_turn("after", "ok")
     provider.queue_prefetch("after")
     assert provider.prefetch("after") == ""
     assert waiting(home).startswith("1 turn,")
-    assert len(hindsight.seen) == requests
+    assert hindsight.requests("/memories") + hindsight.requests("/recall") == requests
     make("next")
     hindsight.wait_for("/memories", 2)
     assert hindsight.said() == ["before", "after"]
