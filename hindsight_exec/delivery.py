@@ -209,6 +209,8 @@ class Delivery:
     def _deliver(self, box: Box, now: float, closing: bool) -> list[float]:
         """Do what is due in a box; returns when other things will be."""
         due: list[float] = []
+        again = [box.destination(number) for number, batches in box.resend.items() if batches]
+        probed = {self.servers.get(where) for where in again}
 
         def wanted(source: Source, chars: int) -> bool:
             """Documents are made when they can go: what gathers until then costs nothing."""
@@ -216,6 +218,8 @@ class Delivery:
             if not server.may_send(now):
                 due.extend(server.opens_at(now))
                 return False
+            if server.troubled and server in probed:
+                return False  # it gets a batch that it had before, to see whether it is well
             return chars >= BATCH_BYTES or not box.sending.get(source.destination)
 
         due += box.close_documents(now, everything=closing, wanted=wanted)
