@@ -214,13 +214,14 @@ class Delivery:
 
         def wanted(source: Source, chars: int) -> bool:
             """Documents are made when they can go: what gathers until then costs nothing."""
-            server = self.servers.get(source.destination)
+            where = source.destination
+            server = self.servers.get(where)
             if not server.may_send(now):
                 due.extend(server.opens_at(now))
                 return False
             if server.troubled and server in probed:
                 return False  # it gets a batch that it had before, to see whether it is well
-            return chars >= BATCH_BYTES or not box.sending.get(source.destination)
+            return chars >= BATCH_BYTES or not box.sending.get(where)
 
         due += box.close_documents(now, everything=closing, wanted=wanted)
         for number in box.to_send():

@@ -108,9 +108,7 @@ def daemon_of(settings: Settings) -> Daemon:
     from hindsight_exec.clients import find_by  # noqa: PLC0415 - brings asyncio
 
     known = _daemons.setdefault(settings.api_url, Daemon(settings))
-    if known.settings != settings:
-        known.settings = settings
-        known.try_again()
+    known.settings = settings
     find_by(settings.api_url, known)
     return known
 
@@ -142,13 +140,15 @@ class Daemon:
         self.start()
         self._look()
 
-    def try_again(self) -> None:
-        """What failed may go well with other settings."""
-        self._not_before = 0.0
+    def _pause_left(self) -> float:
+        """Seconds before the next try; what failed may go well at once with other settings."""
+        if self._started != self.settings:
+            return 0.0
+        return max(0.0, self._not_before - time.monotonic())
 
     def start(self) -> Optional[subprocess.Popen[bytes]]:
         """Starts the starter, unless it runs; None if it cannot, or not yet."""
-        if self._starter is None and time.monotonic() >= self._not_before:
+        if self._starter is None and not self._pause_left():
             self._started = self.settings
             why = missing(self.settings)
             try:
@@ -173,17 +173,14 @@ class Daemon:
                 self._running, self._failures = self._started, 0
                 return
             self._failed(f"{log_of(settings)} tells why")
-        wait = max(0.0, self._not_before - time.monotonic())
-        raise self._failure(Unavailable, self._why, wait)
+        raise self._failure(Unavailable, self._why, self._pause_left())
 
     def _failed(self, why: str) -> None:
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
-        if self._started != self.settings:
-            pause = 0.0  # a new session has brought others meanwhile
         self._failures += 1
         self._not_before = time.monotonic() + pause
         self._why = f"Hindsight's daemon could not be started: {why}"
-        logger.error("%s. Next try in %d s.", self._why, pause)
+        logger.error("%s. Next try in %d s.", self._why, round(self._pause_left()))
 
     def _failure(self, kind: type[Unavailable], why: str, wait: float) -> Unavailable:
         return kind("", self.settings.api_url, None, why, wait)
