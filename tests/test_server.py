@@ -637,6 +637,28 @@ def test_the_file_is_the_users_alone(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["server.sqlite3"]
 
 
+def test_a_file_of_an_older_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Version 1 indexed each unit as it came; what it wrote is found, replaced and added to."""
+    with serving(tmp_path) as api:
+        api.retain(item("an old word", "1"), item("another word", "2"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "server.sqlite3")) as sql:
+        sql.execute(
+            "CREATE TRIGGER unit_made AFTER INSERT ON units BEGIN"
+            " INSERT INTO words (rowid, text) VALUES (new.number, new.text); END"
+        )
+        sql.execute("PRAGMA user_version = 1")
+    with serving(tmp_path) as api:
+        api.retain(item("a new word", "1"), item("a third word", "3"))
+        assert sorted(one["text"] for one in api.recall("word")) == [
+            "a new word",
+            "a third word",
+            "another word",
+        ]
+        assert api.recall("old") == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "server.sqlite3")) as sql:
+        sql.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
+
+
 def test_two_servers_do_not_share_a_file(tmp_path: Path) -> None:
     """A second server on the same folder is refused in one line, and the first goes on."""
     with serving(tmp_path) as api:

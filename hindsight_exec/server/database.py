@@ -12,7 +12,7 @@ from hindsight_exec.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 
 # Seconds another process may hold the file before it counts as in use: longer than a server that
 # is ending needs.
@@ -39,11 +39,12 @@ CREATE TABLE units (
 CREATE INDEX units_of ON units (document);
 CREATE VIRTUAL TABLE words USING fts5 (
     text, content='units', content_rowid='number', tokenize='unicode61 remove_diacritics 2');
-CREATE TRIGGER unit_made AFTER INSERT ON units BEGIN
-    INSERT INTO words (rowid, text) VALUES (new.number, new.text); END;
 CREATE TRIGGER unit_gone AFTER DELETE ON units BEGIN
     INSERT INTO words (words, rowid, text) VALUES ('delete', old.number, old.text); END;
 """
+
+# What leads from an older version to this one; all else is new.
+_UPGRADES = {1: "DROP TRIGGER unit_made;\n"}
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
@@ -90,7 +91,7 @@ def _prepare(sql: sqlite3.Connection, name: str) -> None:
         if version > VERSION:
             raise ConfigError(f"the database {name} was written by a newer hindsight-exec")
         if version < VERSION:
-            for statement in _statements(_SCHEMA):
+            for statement in _statements(_UPGRADES.get(version, _SCHEMA)):
                 sql.execute(statement)
             sql.execute(f"PRAGMA user_version = {VERSION}")
 

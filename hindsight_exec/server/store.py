@@ -117,10 +117,15 @@ class Store:
         documents: dict[str, list[dict[str, Any]]] = {}
         for item in items:
             documents.setdefault(item["document_id"], []).append(item)
-        for document, parts in documents.items():
-            self._write_document(bank, document, parts)
+        written = [self._write_document(bank, name, parts) for name, parts in documents.items()]
+        # All at once: FTS5 writes its index down at the end of each statement (45 µs a unit, so 6).
+        self._sql.execute(
+            "INSERT INTO words (rowid, text) SELECT number, text FROM units"
+            " WHERE document IN (SELECT value FROM json_each(?))",
+            (json.dumps(written),),
+        )
 
-    def _write_document(self, bank: str, document: str, parts: list[dict[str, Any]]) -> None:
+    def _write_document(self, bank: str, document: str, parts: list[dict[str, Any]]) -> int | None:
         old = first(
             self._sql,
             "SELECT number, text, fields FROM documents WHERE bank = ? AND id = ?",
@@ -133,7 +138,7 @@ class Store:
         # The time of sending is no part of it: what is sent again changes nothing.
         fields = _text({"tags": tags, "params": parts[0]["params"]})
         if old is not None and (old["text"], old["fields"]) == (text, fields):
-            return
+            return None
         digest, now = hashlib.sha256(text.encode()).hexdigest(), _now()
         if old is None:
             number = self._sql.execute(
@@ -162,6 +167,7 @@ class Store:
                 for position, unit in enumerate(units(text))
             ],
         )
+        return number
 
     # -- operations -------------------------------------------------------------------------------
 

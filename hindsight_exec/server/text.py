@@ -24,7 +24,9 @@ _BREAKS = ("\n\n", "\n", ". ", " ")
 def sanitize(value: Any) -> Any:
     """The JSON value without U+0000 and lone surrogates in any string or key of it."""
     if isinstance(value, str):
-        return _UNSTORABLE.sub("", value)
+        # Asked first, as it takes a tenth of the time.
+        plain = value.isascii() and "\x00" not in value
+        return value if plain else _UNSTORABLE.sub("", value)
     if isinstance(value, list):
         return [sanitize(entry) for entry in value]
     if isinstance(value, dict):
