@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 #: concurrent put wait for 0.65 s.
 _ROWS = 500
 
+#: Failed sends after which a batch lets others go first: it may be the batch
+#: that a server cannot take, and not the server that is away.
+_STUBBORN = 3
+
 
 @dataclass
 class Holding:
@@ -186,14 +190,21 @@ class Box:
 
     def to_send(self) -> list[int]:
         """Destinations that have something to be sent."""
-        again = [number for number, batches in self.resend.items() if batches]
-        return list(dict.fromkeys([*again, *self.ready]))
+        again = [
+            (number, stubborn(batches[0])) for number, batches in self.resend.items() if batches
+        ]
+        first = [number for number, last in again if not last]
+        return list(dict.fromkeys([*first, *self.ready, *(number for number, _ in again)]))
 
     def next_batch(self, number: int) -> Optional[Batch]:
         """The oldest batch for a destination: one to send again, or a new one."""
         again = self.resend.get(number)
-        if again:
-            return again.popleft()
+        made = None
+        if not again or stubborn(again[0]):
+            made = self._make_batch(number)
+        return made or (again.popleft() if again else None)
+
+    def _make_batch(self, number: int) -> Optional[Batch]:
         if number not in self.ready:
             return None
         # Before looking: a document that comes now puts it back.
@@ -216,8 +227,12 @@ class Box:
             raise
 
     def send_again(self, *batches: Batch) -> None:
-        """Put batches of one destination back where they were: first."""
-        self.resend.setdefault(batches[0].destination, deque()).extendleft(reversed(batches))
+        """Put batches of one destination back where they were: first, unless it is stubborn."""
+        again = self.resend.setdefault(batches[0].destination, deque())
+        if stubborn(batches[0]):
+            again.extend(batches)
+        else:
+            again.extendleft(reversed(batches))
 
     def poll(self, batch: Batch, due: float, polls: int) -> None:
         """Ask what became of an accepted batch, at ``due`` (monotonic seconds)."""
@@ -238,3 +253,8 @@ class Box:
     def idle(self) -> bool:
         """Whether there is nothing to do, now or later."""
         return not (self.busy or self.holding or any(self.polls.values()) or self.to_send())
+
+
+def stubborn(batch: Batch) -> bool:
+    """Whether its sends failed so often that others go first."""
+    return batch.failures >= _STUBBORN

@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Optional
 
+from .box import stubborn
 from .errors import OutboxCorrupt, OutboxUnavailable, Rejected
 from .loop import background_loop
 from .progress import Progress
@@ -103,8 +104,10 @@ class Delivery:
         with self.progress:
             for box in self.boxes:
                 for number, held in list(box.holding.items()):
+                    if held.ended:
+                        continue
                     try:
-                        held.ended |= wanted is None or wanted(box.source(number))
+                        held.ended = wanted is None or wanted(box.source(number))
                     except (OutboxUnavailable, ValueError):
                         held.ended = True  # whose they are cannot be read: early does no harm
 
@@ -209,8 +212,11 @@ class Delivery:
     def _deliver(self, box: Box, now: float, closing: bool) -> list[float]:
         """Do what is due in a box; returns when other things will be."""
         due: list[float] = []
-        again = [box.destination(number) for number, batches in box.resend.items() if batches]
-        probed = {self.servers.get(where) for where in again}
+        probed = {
+            self.servers.get(box.destination(number))
+            for number, batches in box.resend.items()
+            if batches and (closing or not stubborn(batches[0]))
+        }
 
         def wanted(source: Source, chars: int) -> bool:
             """Documents are made when they can go: what gathers until then costs nothing."""
@@ -356,14 +362,25 @@ class Delivery:
                 box.send_again(batch)
                 self.servers.failed(server, error)
             elif items > 1:
-                halves = (str(uuid.uuid4()), str(uuid.uuid4()))
-                box.send_again(*box.outbox.split(batch, halves))
+                self._split(box, batch)
             else:
                 self._bury(box, batch, "rejected", str(error))
         except Exception as error:
-            box.send_again(batch)
+            batch.failures += 1
+            # Others were taken since it failed last: some document of it is what fails.
+            alone = items > 1 and stubborn(batch) and server.taken > batch.taken
+            batch.taken = server.taken
+            if alone:
+                self._split(box, batch)
+            else:
+                box.send_again(batch)
+            if stubborn(batch):
+                with self.progress:  # the other boxes go first, too
+                    self.boxes.remove(box)
+                    self.boxes.append(box)
             self.servers.failed(server, error)
         else:
+            server.taken += 1
             # Servers before 0.8.6 do not take our id and make one of theirs.
             operations = answer.get("operation_ids") or [batch.operation_id]
             batch.operation = str(answer.get("operation_id") or operations[0])
@@ -374,6 +391,12 @@ class Delivery:
             self.progress.accepted(box.share(batch), own=not box.adopted)
             if not self.progress.waiting:
                 self.servers.arrived()
+
+    def _split(self, box: Box, batch: Batch) -> None:
+        halves = box.outbox.split(batch, (str(uuid.uuid4()), str(uuid.uuid4())))
+        for half in halves:
+            half.failures, half.taken = batch.failures, batch.taken
+        box.send_again(*halves)
 
     def _bury(self, box: Box, batch: Batch, reason: str, detail: str) -> None:
         """The server will never take it: keep it as dead letters, loudly."""

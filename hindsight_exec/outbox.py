@@ -78,6 +78,8 @@ class Batch:
         accepted: The server has it, and has not said yet that it is done.
         retries: How often the failed operation was told to run again, or is to be.
         retry_at: When it is told so: POSIX time in seconds.
+        failures: Sends of it that failed, as far as this process knows.
+        taken: How many batches the server had taken when it failed last.
     """
 
     id: int
@@ -87,6 +89,8 @@ class Batch:
     accepted: bool = False
     retries: int = 0
     retry_at: float = 0.0
+    failures: int = 0
+    taken: int = 0
 
 
 @dataclass(frozen=True)

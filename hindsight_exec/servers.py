@@ -32,6 +32,7 @@ class Server:
         self.key: Optional[str] = None
         self.lease: Optional[Lease] = None
         self.given_up = False  # for this process: it closes, and this server failed
+        self.taken = 0  # batches
 
     def may_send(self, now: float) -> bool:
         """Whether a request may start now."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from hindsight.proxy import Cut, Proxy
@@ -382,6 +382,50 @@ def test_a_document_that_is_refused_stops_no_other(server: Serving, write: Any) 
     assert (counters.accepted, counters.dead) == (8, 1)
     assert counters.dead_by_reason == {"rejected": 1}
     assert "dead letter" in heard[-1]
+
+
+def cut_poison(exchange: Any) -> Optional[Cut]:
+    return Cut.BEFORE if b"poison" in exchange.body else None
+
+
+def test_a_document_that_never_gets_through_stops_no_other(server: Serving, write: Any) -> None:
+    """A batch that fails again and again lets others go first, and is split once they arrive."""
+    poison = [{"role": "user", "content": "poison"}]
+    with Proxy(server.url) as proxy:
+        proxy.plan = cut_poison
+        writer = write(proxy.url)
+        for number in range(9):
+            writer.put(poison if number == 4 else turn(number), session=f"s{number}")
+        for sends in range(1, 5):  # one batch of all, again and again
+            assert not writer.flush(0)
+            eventually(lambda sends=sends: len(proxy.exchanges) >= sends)
+        assert stored(server.url) == {}
+        writer.put(turn(9), session="s9", immediate=True)
+        expected = {f"s{n}": texts([n]) for n in range(10) if n != 4}
+        eventually(lambda: writer.flush(0.1) or stored(server.url) == expected)
+        assert writer.counters().waiting == 1
+        proxy.plan = lambda exchange: None
+        assert writer.flush(60, completed=True)
+        writer.close()
+    assert stored(server.url) == {**expected, "s4": ["poison"]}
+
+
+@pytest.mark.parametrize("bank", ["b", "another"])
+def test_what_another_process_cannot_deliver_stops_no_other(
+    server: Serving, write: Any, bank: str
+) -> None:
+    """What was left and never gets through does not stop what is given now, of no bank."""
+    with Proxy(server.url) as proxy:
+        proxy.plan = cut_poison
+        first = write(proxy.url)
+        first.put([{"role": "user", "content": "poison"}], session="s0", bank=bank)
+        assert not first.close(1)
+        second = write(proxy.url)
+        eventually(lambda: len(proxy.exchanges) > 3)  # it is tried, and fails
+        second.put(turn(1), session="s1")
+        assert second.flush(60)
+        second.close()
+    assert stored(server.url) == {"s1": texts([1])}
 
 
 @pytest.mark.parametrize("cut", list(Cut))
