@@ -44,6 +44,9 @@ _HANGING_LIMIT = 15.0
 _ENDS = ("end of main", "shutdown()", "SIGKILL")
 _TURNS = (1, 5, 50, 300)
 
+#: Of 632 characters each: a fifth one would begin a second chunk of 3000, and another LLM call.
+_TURNS_A_DOCUMENT = 4
+
 
 def _run(
     name: str, turns: int, url: str, bank: str, state: str, how: str, limit: float = LIMIT
@@ -81,7 +84,12 @@ def _exit(port: int, name: str, how: str, turns: int, number: int) -> Figures:
             _run(name, 0, url, bank, state, "end of main")
             seconds = time.time() - began
     line = f"{how}, {turns} turn{'s' if turns > 1 else ''}"
-    return {line: seconds, f"{line}: lost": turns - arrived(port, bank)["turns"]}
+    found = arrived(port, bank)
+    return {
+        line: seconds,
+        f"{line}: lost": turns - found["turns"],
+        f"{line}: documents": found["documents"],
+    }
 
 
 def _trouble(name: str, url: str, kind: str) -> Figures:
@@ -107,6 +115,7 @@ def run(*, rounds: int = 5) -> list[Result]:
     lost = Result(
         "exits-lost", "Turns lost at exit", "turns", "", [], rounds=rounds, versions=about
     )
+    documents: dict[str, float] = {}  # ours
     peers = [name for name in _PROGRAMS if name != BUNDLED or hermes_python()]
     with server(LATENCY) as port:
         for how in _ENDS:
@@ -117,7 +126,10 @@ def run(*, rounds: int = 5) -> list[Result]:
                     {name: partial(_exit, port, name, how, turns) for name in names}, rounds
                 )
                 for row in rows(taken):
-                    (lost if row.line.endswith(": lost") else times).rows.append(row)
+                    if not row.line.endswith(": documents"):
+                        (lost if row.line.endswith(": lost") else times).rows.append(row)
+                    elif row.name == OURS:
+                        documents[row.line] = row.high
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(128)
@@ -131,6 +143,11 @@ def run(*, rounds: int = 5) -> list[Result]:
                 for name in peers
             }
             times.rows += rows(_all(measure, rounds))
+    for line, most in documents.items():
+        if "300 turns" in line:
+            fine = most <= 300 / _TURNS_A_DOCUMENT + 1
+            text = f"{line}: some {_TURNS_A_DOCUMENT} turns each, which fill a chunk"
+            lost.goals.append(Goal(text, fine, f"{most:.0f} documents"))
     _aims(times, lost)
     return [times, lost]
 

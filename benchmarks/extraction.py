@@ -2,24 +2,36 @@
 
 A real server, whose LLM is a stub that counts.  A turn comes every 20 seconds of simulated time:
 the clock that turns are dated by is moved on, and the server has processed one before the next
-comes, as it would have.  Hermes' own provider runs where hermes-agent is installed.
+comes, as it would have.  Hermes' own provider is a
+process of its own, which is told the time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import json
+import subprocess
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator
 from unittest import mock
 
 from hindsight_exec import RetainWriter, Settings
 from tests.hindsight.server import BUSY, Hindsight, Server, eventually
 
-from .measure import BUNDLED, OURS, Figures, Goal, Result, configure, rows, versions
+from .measure import (
+    BUNDLED,
+    OURS,
+    Figures,
+    Goal,
+    Result,
+    environment,
+    hermes_python,
+    rows,
+    versions,
+)
 
 TURNS, EVERY = 100, 20.0
 
@@ -44,14 +56,25 @@ def ours(url: str, bank: str) -> Iterator[Sync]:
 
 @contextlib.contextmanager
 def bundled(url: str, bank: str) -> Iterator[Sync]:
-    from plugins.memory.hindsight import HindsightMemoryProvider
+    python = hermes_python()
+    assert python is not None
+    with tempfile.TemporaryDirectory() as home, subprocess.Popen(
+        [python, "-m", "benchmarks.extraction_child", url, bank, home],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment(python),
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
 
-    with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ):
-        configure(Path(home), url, bank)
-        provider = HindsightMemoryProvider()
-        provider.initialize("s", hermes_home=home, platform="cli", agent_context="primary")
-        yield lambda user, assistant: provider.sync_turn(user, assistant, session_id="s")
-        provider.shutdown()
+        def sync(user: str, assistant: str) -> None:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            print(json.dumps([time.time(), user, assistant]), file=child.stdin, flush=True)
+            assert child.stdout.readline() == "\n", "Hermes' provider has ended"
+
+        yield sync
+        child.stdin.close()
+        child.wait(60)
 
 
 def _words(number: int, side: str, length: int) -> str:
@@ -90,20 +113,17 @@ def _measure(
 
 def run(*, rounds: int = 5) -> Result:
     peers: dict[str, Any] = {OURS: ours}
-    about: Optional[str] = None
-    with contextlib.suppress(ImportError):
-        import plugins.memory.hindsight  # noqa: F401
-
+    beside = hermes_python()
+    if beside:
         peers[BUNDLED] = bundled
-        about = "hermes-agent"
     result = Result(
         "extraction",
         "What a conversation of 100 turns costs in extraction",
         "less is cheaper",
-        BUNDLED if about else "",
+        BUNDLED if beside else "",
         [],
         rounds=rounds,
-        versions=versions(*([about] if about else [])),
+        versions=versions(),
     )
     with Hindsight() as hindsight, hindsight.server(llm=True) as server:
         for talk in TALKS:
@@ -112,7 +132,7 @@ def run(*, rounds: int = 5) -> Result:
                 for name, peer in peers.items()
             }
             taken = {name: [measure[name](number) for number in range(rounds)] for name in measure}
-            result.rows += rows(taken, BUNDLED if about else "")
+            result.rows += rows(taken, BUNDLED if beside else "")
         result.versions["hindsight-api"] = ".".join(map(str, server.version()))
     for talk, (_, _, most) in TALKS.items():
         calls = result.row(f"{talk}: LLM calls").high

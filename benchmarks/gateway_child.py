@@ -1,4 +1,7 @@
-"""A gateway's process: ``gateway_child.py ours|bundled URL HOME CHATS``. Prints the figures as JSON."""
+"""A gateway's process: ``gateway_child.py ours|bundled PORT HOME CHATS``.
+
+Prints the figures as JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-from .measure import configure
+from .measure import arrived, configure
 
 BANK = "gateway"
 TURNS = 3
 #: Seconds between turns, of whichever chat: people do not all talk in the same moment.
 PACE = 0.01
+#: Seconds that the chats may take to come to rest.
+REST = 60.0
 
 
 def _sockets() -> int:
@@ -49,37 +54,72 @@ def _provider_class(who: str) -> Any:
     return Bundled
 
 
+class _Gateway:
+    """Chats, each with a provider of its own."""
+
+    def __init__(self, made: Any, home: str, chats: int, name: str) -> None:
+        self._turns = 0
+        self._providers = {f"{name}-{number}": made() for number in range(chats)}
+        for session, provider in self._providers.items():
+            provider.initialize(
+                session, hermes_home=home, agent_context="primary", platform="telegram"
+            )
+            provider.system_prompt_block()
+
+    def talk(self, first: int, look: Callable[[], None]) -> None:
+        """A turn of each chat, as Hermes calls its provider in one."""
+        for number, (session, provider) in enumerate(self._providers.items()):
+            provider.on_turn_start(first, "hello")
+            provider.prefetch("hello", session_id=session)
+            text = f"turn-{first + number} {'u' * 200}"
+            provider.sync_turn(text, "a" * 400, session_id=session)
+            provider.queue_prefetch("hello", session_id=session)
+            look()
+
+    def end_sessions(self) -> None:
+        for provider in self._providers.values():
+            provider.on_session_end([])
+
+    def shut_down(self) -> float:
+        """Seconds that it took, with the sessions ended right before, as Hermes does."""
+        began = time.perf_counter()
+        for provider in self._providers.values():
+            provider.on_session_end([])
+            provider.shutdown()
+        return time.perf_counter() - began
+
+
 def main() -> None:
-    who, url, home, chats = sys.argv[1:]
-    configure(Path(home), url, BANK)
+    who, port, home, count = sys.argv[1:]
+    chats = int(count)
+    configure(Path(home), f"http://localhost:{port}", BANK)
     made = _provider_class(who)
     threads, sockets, memory = threading.active_count(), _sockets(), _memory()
     most_threads, most_sockets = threads, sockets
-    providers = {f"chat-{number}": made() for number in range(int(chats))}
-    for session, provider in providers.items():
-        provider.initialize(session, hermes_home=home, agent_context="primary", platform="telegram")
-        provider.system_prompt_block()
-    turn = 0
+
+    def look() -> None:
+        nonlocal most_threads, most_sockets
+        time.sleep(PACE)
+        most_threads = max(most_threads, threading.active_count())
+        most_sockets = max(most_sockets, _sockets())
+
+    gateway = _Gateway(made, home, chats, "chat")
     for number in range(TURNS):
-        for session, provider in providers.items():
-            provider.on_turn_start(number, "hello")
-            provider.prefetch("hello", session_id=session)
-            provider.sync_turn(f"turn-{turn} {'u' * 200}", "a" * 400, session_id=session)
-            provider.queue_prefetch("hello", session_id=session)
-            turn += 1
-            time.sleep(PACE)
-            most_threads = max(most_threads, threading.active_count())
-            most_sockets = max(most_sockets, _sockets())
+        gateway.talk(number * chats, look)
     figures = {
         "threads": most_threads - threads,
         "sockets": most_sockets - sockets,
         "memory, MB": _memory() - memory,
     }
-    began = time.perf_counter()
-    for provider in providers.values():
-        provider.on_session_end([])
-        provider.shutdown()
-    figures["shutting down, s"] = time.perf_counter() - began
+    gateway.end_sessions()
+    limit = time.monotonic() + REST
+    while arrived(int(port), BANK)["turns"] < TURNS * chats and time.monotonic() < limit:
+        time.sleep(0.1)
+    time.sleep(1)  # whoever sent them has heard of it
+    figures["shutting down at rest, s"] = gateway.shut_down()
+    gateway = _Gateway(made, home, chats, "late")
+    gateway.talk(TURNS * chats, lambda: None)
+    figures["shutting down after a turn of each, s"] = gateway.shut_down()
     print(json.dumps(figures))
 
 

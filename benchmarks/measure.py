@@ -242,6 +242,6 @@ def server(latency: float, port: int = 0) -> Iterator[int]:
 
 
 def arrived(port: int, bank: str) -> Any:
-    """What the server has of a bank: turns, requests, the time of the last one; and its CPU time."""
+    """What it has of a bank: turns, named documents, requests, the last one's time; its CPU time."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/arrived/{bank}") as answer:
         return json.load(answer)

@@ -14,6 +14,7 @@ from aiohttp import web
 from hindsight_exec.server import create_app
 
 _turns: defaultdict[str, set[str]] = defaultdict(set)
+_documents: defaultdict[str, set[str]] = defaultdict(set)
 _requests: defaultdict[str, int] = defaultdict(int)
 _last: dict[str, float] = {}
 
@@ -25,6 +26,7 @@ async def _count(request: web.Request, handler: Any) -> web.StreamResponse:
         return web.json_response(
             {
                 "turns": len(_turns[bank]),
+                "documents": len(_documents[bank]),
                 "requests": _requests[bank],
                 "last": _last.get(bank),
                 "cpu": time.process_time(),
@@ -33,7 +35,9 @@ async def _count(request: web.Request, handler: Any) -> web.StreamResponse:
     answer: web.StreamResponse = await handler(request)
     if request.path.endswith("/memories") and answer.status < 300:
         bank = request.path.split("/banks/")[1].split("/")[0]
-        _turns[bank].update(re.findall(r"turn-\d+", await request.text()))
+        text = await request.text()
+        _turns[bank].update(re.findall(r"turn-\d+", text))
+        _documents[bank].update(re.findall(r'"document_id": ?"([^"]+)"', text))
         _requests[bank] += 1
         _last[bank] = time.time()
     return answer
