@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from hindsight_exec.cli import make_parser
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import install
+from hindsight_exec.hermes.cli import hindsight_exec_command, register_cli
 from hindsight_exec.hermes.yaml_edit import provider_of, with_provider
 
 from .recording import configure
@@ -104,17 +106,38 @@ def test_the_files(plugin, hermes):
     exec(source, space)
     assert callable(space["register"])
     exec((plugin / "cli.py").read_text(), space)
-    parser = argparse.ArgumentParser()
-    space["register_cli"](parser)
-    for command in ("status", "flush", "import", "doctor"):
-        assert parser.parse_args([command, "--json"]).json
-    assert parser.parse_args(["flush", "--timeout", "3"]).timeout == 3
+    space["register_cli"](argparse.ArgumentParser())
     assert callable(space["hindsight_exec_command"])
     exec((plugin / "config_schema.py").read_text(), space)
     assert "CONFIG_SCHEMA" in space
     manifest = (plugin / "plugin.yaml").read_text()
     assert "name: hindsight_exec" in manifest
     assert "kind:" not in manifest
+
+
+@pytest.mark.parametrize(
+    "given, ours",
+    [
+        ("", "status"),
+        ("status --watch", "status --watch=2"),
+        ("status --watch 0.5 --json", "status --json --watch=0.5"),
+        ("flush --timeout 3", "flush --timeout=3"),
+        ("import --since 2026-01-01 --yes", "import hermes --since=2026-01-01 --yes"),
+        ("import --session=-a --session b", "import hermes --session=-a --session=b"),
+        ("import --dry-run", "import hermes --dry-run"),
+        ("doctor --json", "doctor --json"),
+    ],
+)
+def test_commands_in_hermes_are_ours(home, monkeypatch, given, ours):
+    """What `hermes hindsight_exec` is given reaches our command line, and is understood there."""
+    called = []
+    monkeypatch.setenv("HINDSIGHT_EXEC_STATE", "")  # put back afterwards
+    monkeypatch.setattr("hindsight_exec.cli.main", called.append)
+    parser = argparse.ArgumentParser()
+    register_cli(parser)
+    hindsight_exec_command(parser.parse_args(given.split()))
+    assert called == [ours.split()]
+    make_parser(called[0]).parse_args(called[0])
 
 
 def test_the_shim_without_the_package(plugin, hermes, caplog, monkeypatch):
