@@ -12,28 +12,21 @@ settled in :mod:`.spool`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
-import sqlite3
-import threading
 from dataclasses import asdict, astuple, dataclass
 from typing import (
     TYPE_CHECKING,
     Any,
-    Callable,
     ClassVar,
     Iterable,
-    Iterator,
     Optional,
     Sequence,
-    TypeVar,
 )
-from urllib.parse import quote
 
-from .errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
-from .turns import Destination, Source, Turn, storable
+from .database import Database
+from .errors import OutboxCorrupt, OutboxFull, OutboxNewer
+from .turns import Destination, Source, Turn, payload_json, storable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,18 +47,8 @@ _VACUUM_BYTES = 4 << 20
 #: Sources that are known by heart, and that are left when nothing is of them.
 MAX_SOURCES = 4096
 
-# Damage that sqlite3 calls an OperationalError, as it does a full disk. The
-# message about text that cannot be decoded holds that text.
-_DAMAGE = re.compile(
-    "no such|already exists|unsupported file format|attempt to write a readonly database|"
-    "Could not decode to UTF-8"
-)
-
 #: Years 1970 to 9999, in POSIX time: what a date can be made of.
 _TIMES = (0.0, 253_402_300_799.0)
-
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -223,22 +206,11 @@ class Outbox:
             raise ValueError(f"synchronous must be FULL or NORMAL, not {synchronous!r}")
         self.path = path
         self.max_bytes = max_bytes
-        self._lock = threading.Lock()  # guards the connection and what follows
         self._sources: dict[Source, tuple[int, int]] = {}  # to source and destination
-        self._opened = False
-        self._full = synchronous == "FULL"
-        with self._errors():
-            if path is None:
-                target = ":memory:"
-            elif readonly:
-                target = f"file:{quote(os.fsencode(path))}?mode=ro"
-            else:
-                target = str(path)
-            self._db = sqlite3.connect(
-                target, isolation_level=None, check_same_thread=False, uri=readonly
-            )
-            try:
-                version = self._pragma("user_version")
+        self._db = Database(path, synchronous=synchronous, readonly=readonly)
+        try:
+            with self._db.use():
+                version = self._db.pragma("user_version")
                 if version > SCHEMA_VERSION:
                     raise OutboxNewer(
                         f"{path} has schema {version} and this version knows {SCHEMA_VERSION}: "
@@ -246,39 +218,27 @@ class Outbox:
                     )
                 if version < 0:
                     raise OutboxCorrupt(f"{path} is no outbox: it has schema {version}")
-                if not readonly:
-                    self._prepare(version, synchronous)
-                elif not version and self._pragma("page_count") <= 1:
+                if readonly and not version and self._db.pragma("page_count") <= 1:
                     # Its owner is about to make the tables: WAL alone is a page.
-                    self._db.close()
-                    self._db = sqlite3.connect(
-                        ":memory:", isolation_level=None, check_same_thread=False
-                    )
-                    self._prepare(0, synchronous)
-                self.bytes: int = self._first(self._BYTES)[0]
-            except BaseException:
-                self._db.close()
-                raise
-        self._opened = True
-        self._file = None if path is None else (path, path.stat())
+                    self._db.forget()
+                    readonly = False
+                if not readonly:
+                    self._db.prepare(self._steps(version), SCHEMA_VERSION)
+                self.bytes: int = self._db.first(self._BYTES)[0]
+                self._file = None if path is None else (path, path.stat())
+        except BaseException:
+            self._db.close()
+            raise
 
-    def _prepare(self, version: int, synchronous: str) -> None:
-        self._first("PRAGMA journal_mode = WAL")
-        self._db.execute(f"PRAGMA synchronous = {synchronous}")
+    def _steps(self, version: int) -> str:
+        """The statements that lead from a version of the schema to ours; 0 is an empty file."""
         if not version:
-            steps = [self._CREATE]
-        else:
-            steps = [self._MIGRATIONS[old] for old in range(version, SCHEMA_VERSION)]
-        if steps:
-            script = "\n".join(steps)
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
-            )
+            return self._CREATE
+        return "\n".join(self._MIGRATIONS[old] for old in range(version, SCHEMA_VERSION))
 
     def close(self) -> None:
         """Close the file. Idempotent."""
-        with self._lock, contextlib.suppress(sqlite3.Error):
-            self._db.close()
+        self._db.close()
 
     # --- taking -----------------------------------------------------------
 
@@ -291,14 +251,14 @@ class Outbox:
         """
         size = len(turn.payload.encode())
         row = (turn.given_at, turn.index, str(list(turn.sizes)), turn.payload)  # JSON, too
-        with self._lock, self._errors():
+        with self._db.use():
             self._check_room(size)
             known = self._sources.get(source)
             if known is not None:
                 # One statement is a transaction of its own: the usual case.
                 self._db.execute(self._PUT, (known[0], *row))
             else:
-                with self._transaction():
+                with self._db.transaction():
                     known = self._source(source)
                     self._db.execute(self._PUT, (known[0], *row))
                 self._sources[source] = known
@@ -313,9 +273,9 @@ class Outbox:
         Raises:
             OutboxFull, ValueError: As :meth:`put`.
         """
-        with self._lock, self._errors():
+        with self._db.use():
             self._check_room(len(item))
-            with self._transaction():
+            with self._db.transaction():
                 known = self._source(source)
                 number, destination = known
                 self._db.execute(
@@ -344,7 +304,7 @@ class Outbox:
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where
         )
-        destination = self._first(
+        destination = self._db.first(
             "SELECT id FROM destinations WHERE url = ? AND credential = ? AND bank = ?", where
         )[0]
         header = json.dumps(asdict(source), sort_keys=True)
@@ -352,7 +312,7 @@ class Outbox:
             "INSERT OR IGNORE INTO sources (destination, session, header) VALUES (?, ?, ?)",
             (destination, source.session, header),
         )
-        number = self._first(
+        number = self._db.first(
             "SELECT id FROM sources WHERE header = ?",
             (header,),
         )[0]
@@ -362,11 +322,11 @@ class Outbox:
 
     def held(self) -> list[Held]:
         """What is held, a row a source, the oldest first."""
-        return self._rows(Held, (int, int, int, float), self._HELD)
+        return self._db.rows(Held, (int, int, int, float), self._HELD)
 
     def count_held(self, source: int) -> tuple[int, int]:
         """Number and characters of a source's held turns."""
-        row: tuple[int, int] = self._all(
+        row: tuple[int, int] = self._db.all(
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM turns WHERE source = ?",
             (source,),
         )[0]
@@ -374,7 +334,9 @@ class Outbox:
 
     def held_turns(self, source: int, limit: int) -> list[tuple[int, Turn]]:
         """The oldest held turns of a source, with their numbers."""
-        return self._rows(turn_of, (int, float, int, str, str), self._HELD_TURNS, (source, limit))
+        return self._db.rows(
+            turn_of, (int, float, int, str, str), self._HELD_TURNS, (source, limit)
+        )
 
     def close_documents(
         self, source: int, documents: Sequence[tuple[Sequence[int], str, float, bytes]]
@@ -390,14 +352,14 @@ class Outbox:
                 of its first turn, and the item that will be sent.
         """
         added = 0
-        with self._lock, self._errors():
-            with self._unsynced(), self._transaction(), self._content():
-                destination: int = self._first(
+        with self._db.use():
+            with self._db.unsynced(), self._db.transaction(), self._db.content():
+                destination: int = self._db.first(
                     "SELECT destination FROM sources WHERE id = ?", (source,)
                 )[0]
                 for turns, document_id, given_at, item in documents:
                     members = f"FROM turns WHERE id IN ({','.join('?' * len(turns))})"
-                    found, size = self._first(
+                    found, size = self._db.first(
                         "SELECT count(*), coalesce(sum(length(CAST(payload AS BLOB))), 0) "
                         + members,
                         turns,
@@ -415,19 +377,21 @@ class Outbox:
 
     def sources(self) -> dict[int, Source]:
         """All sources by their number."""
-        return dict(self._rows(_numbered_source, (int, str), "SELECT id, header FROM sources"))
+        return dict(self._db.rows(_numbered_source, (int, str), "SELECT id, header FROM sources"))
 
     def source(self, number: int) -> Source:
         """The source of that number."""
-        found = self._rows(source_of, (str,), "SELECT header FROM sources WHERE id = ?", (number,))
+        found = self._db.rows(
+            source_of, (str,), "SELECT header FROM sources WHERE id = ?", (number,)
+        )
         if not found:
-            raise OutboxCorrupt(f"the outbox {self._where} is damaged: it lacks a source")
+            raise OutboxCorrupt(f"the outbox {self._db.name} is damaged: it lacks a source")
         return found[0]
 
     def destinations(self) -> dict[int, Destination]:
         """All destinations by their number."""
         return dict(
-            self._rows(
+            self._db.rows(
                 lambda number, *names: (number, Destination(*names)),
                 (int, str, str, str),
                 "SELECT id, url, credential, bank FROM destinations",
@@ -438,11 +402,11 @@ class Outbox:
 
     def ready(self, destination: int, limit: int) -> list[tuple[int, int]]:
         """Numbers and sizes in bytes of the oldest documents that no batch holds."""
-        return self._rows(_pair, (int, int), self._READY, (destination, limit))
+        return self._db.rows(_pair, (int, int), self._READY, (destination, limit))
 
     def make_batch(self, destination: int, documents: Sequence[int], operation_id: str) -> Batch:
         """Bind documents into a batch, on disk before its first send, with the documents."""
-        with self._lock, self._errors(), self._transaction():
+        with self._db.use(), self._db.transaction():
             return self._make_batch(destination, documents, operation_id)
 
     def _make_batch(self, destination: int, documents: Sequence[int], operation_id: str) -> Batch:
@@ -451,14 +415,14 @@ class Outbox:
             (destination, operation_id),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type: an INSERT sets it
-        self._db.executemany(
+        self._db.connection.executemany(
             "UPDATE documents SET batch = ? WHERE id = ?", [(number, one) for one in documents]
         )
         return Batch(number, destination, operation_id)
 
     def batches(self) -> list[Batch]:
         """All batches, the oldest first."""
-        return self._rows(
+        return self._db.rows(
             lambda *row: Batch(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6]),
             (int, int, str, str, int, int, float),
             self._BATCHES,
@@ -467,16 +431,16 @@ class Outbox:
     def items(self, batch: Batch) -> list[bytes]:
         """The items of a batch, in their order, as they were first written."""
         query = "SELECT item FROM documents WHERE batch = ? ORDER BY id"
-        return self._rows(bytes, (bytes,), query, (batch.id,))
+        return self._db.rows(bytes, (bytes,), query, (batch.id,))
 
     def document_ids(self, batch: Batch) -> list[str]:
         """The ids of a batch's documents, in their order."""
         query = "SELECT document_id FROM documents WHERE batch = ? ORDER BY id"
-        return self._rows(str, (str,), query, (batch.id,))
+        return self._db.rows(str, (str,), query, (batch.id,))
 
     def note(self, batch: Batch, error: str = "") -> None:
         """Write down what became of a batch, and an error if there was one."""
-        with self._lock, self._errors(), self._unsynced():
+        with self._db.use(), self._db.unsynced():
             self._db.execute(
                 "UPDATE batches SET operation = ?, accepted = ?, retries = ?, retry_at = ?,"
                 " error = ? WHERE id = ?",
@@ -485,13 +449,13 @@ class Outbox:
 
     def turns_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Pairs of source and number of turns in a batch."""
-        return self._rows(_pair, (int, int), self._TURNS_OF_BATCH, (batch.id,))
+        return self._db.rows(_pair, (int, int), self._TURNS_OF_BATCH, (batch.id,))
 
     def complete(self, batch: Batch) -> None:
         """The server is done with the batch: forget it."""
-        with self._lock, self._errors():
-            with self._unsynced(), self._transaction():
-                freed = self._first(
+        with self._db.use():
+            with self._db.unsynced(), self._db.transaction():
+                freed = self._db.first(
                     "SELECT coalesce(sum(bytes), 0) FROM documents WHERE batch = ?", (batch.id,)
                 )[0]
                 self._db.execute("DELETE FROM documents WHERE batch = ?", (batch.id,))
@@ -500,7 +464,7 @@ class Outbox:
 
     def split(self, batch: Batch, operation_ids: tuple[str, str]) -> list[Batch]:
         """Make two batches of one, under new ids."""
-        with self._lock, self._errors(), self._transaction():
+        with self._db.use(), self._db.transaction():
             rows = self._db.execute(
                 "SELECT id FROM documents WHERE batch = ? ORDER BY id", (batch.id,)
             ).fetchall()
@@ -517,7 +481,7 @@ class Outbox:
 
     def bury(self, batch: Batch, reason: str, detail: str) -> None:
         """Make dead letters of a batch's documents."""
-        with self._lock, self._errors(), self._transaction():
+        with self._db.use(), self._db.transaction():
             self._db.execute(
                 "UPDATE documents SET batch = NULL, reason = ?, detail = ? WHERE batch = ?",
                 (reason, detail, batch.id),
@@ -533,8 +497,8 @@ class Outbox:
         return self._dead("DELETE FROM documents", documents)
 
     def _dead(self, action: str, documents: Optional[Iterable[int]]) -> int:
-        with self._lock, self._errors():
-            with self._transaction():
+        with self._db.use():
+            with self._db.transaction():
                 if documents is None:
                     count = self._db.execute(f"{action} WHERE reason IS NOT NULL").rowcount
                 else:
@@ -544,7 +508,7 @@ class Outbox:
                         ).rowcount
                         for one in documents
                     )
-            self.bytes = self._first(self._BYTES)[0]
+            self.bytes = self._db.first(self._BYTES)[0]
         return count
 
     def purge(self, session: Optional[str] = None) -> int:
@@ -554,9 +518,9 @@ class Outbox:
         """
         where = "" if session is None else self._OF_SESSION
         values = () if session is None else (session,)
-        with self._lock, self._errors():
-            with self._transaction():
-                turns: int = self._first(
+        with self._db.use():
+            with self._db.transaction():
+                turns: int = self._db.first(
                     f"SELECT coalesce(sum(turns), 0) FROM documents{where}",  # noqa: S608
                     values,
                 )[0]
@@ -567,8 +531,8 @@ class Outbox:
                 self._sources.clear()
             # Gone from the file too, not only from its index.
             self._db.execute("VACUUM")
-            self._first("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.bytes = self._first(self._BYTES)[0]
+            self._db.first("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.bytes = self._db.first(self._BYTES)[0]
         return turns
 
     # --- looking ----------------------------------------------------------
@@ -582,15 +546,15 @@ class Outbox:
 
     def is_empty(self) -> bool:
         """Whether it holds no row that anybody needs."""
-        return not self._all(
+        return not self._db.all(
             "SELECT 1 WHERE EXISTS (SELECT 1 FROM turns) OR EXISTS (SELECT 1 FROM documents)"
         )
 
     def summary(self) -> Summary:
         """What it holds."""
-        with self._lock, self._errors(), self._transaction("DEFERRED"), self._content():
+        with self._db.use(), self._db.transaction("DEFERRED"), self._db.content():
             # One view of it all: its owner may be making a document of a held turn.
-            held, oldest = self._first("SELECT count(*), min(given_at) FROM turns")
+            held, oldest = self._db.first("SELECT count(*), min(given_at) FROM turns")
             turns = {"queued": 0, "accepted": 0, "dead": 0}
             reasons: dict[str, int] = {}
             for state, reason, count, first in self._db.execute(self._COUNTS).fetchall():
@@ -599,7 +563,7 @@ class Outbox:
                     reasons[reason] = reasons.get(reason, 0) + count
                 elif state == "queued":
                     oldest = first if oldest is None else min(oldest, first)
-            error = self._first(
+            error = self._db.first(
                 "SELECT error FROM batches WHERE error != '' ORDER BY id DESC LIMIT 1"
             )
         return Summary(
@@ -618,111 +582,12 @@ class Outbox:
         ``url``, ``bank``, ``turns``, ``given_at``, ``document_id``, ``error``
         and ``content`` (text).
         """
-        rows = self._all(f"{self._ENTRIES} LIMIT ?", (limit,))
+        rows = self._db.all(f"{self._ENTRIES} LIMIT ?", (limit,))
         return [dict(zip(_ENTRY, row[:-1]), content=_text(row[-1])) for row in rows]
 
     def vacuum(self) -> None:
         """Give free space back to the system, if there is enough of it to be worth it."""
-        with self._lock, self._errors():
-            free, pages, size = map(self._pragma, ("freelist_count", "page_count", "page_size"))
-            if free * size > _VACUUM_BYTES and free * 2 > pages:
-                # It needs as much space again, which a full disk does not have.
-                with contextlib.suppress(sqlite3.OperationalError):
-                    self._db.execute("VACUUM")
-
-    # --- helpers ----------------------------------------------------------
-
-    @property
-    def _where(self) -> str:
-        return str(self.path or "in memory")
-
-    def _pragma(self, name: str) -> int:
-        value: int = self._first(f"PRAGMA {name}")[0]
-        return value
-
-    def _first(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        """The first row, or None. Called with the lock held, inside ``_errors``.
-
-        Read to the end: on PyPy, what is left of a statement stays open and
-        no transaction can be committed beside it.
-        """
-        return next(iter(self._db.execute(sql, values).fetchall()), None)
-
-    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, self._errors():
-            return self._db.execute(sql, values).fetchall()
-
-    def _rows(
-        self,
-        make: Callable[..., T],
-        types: tuple[type, ...],
-        sql: str,
-        values: Sequence[Any] = (),
-    ) -> list[T]:
-        """What ``make`` makes of each row; columns of other types are damage."""
-        rows = self._all(sql, values)
-        with self._content():
-            if not all(all(map(isinstance, row, types)) for row in rows):
-                raise TypeError("a value of another type")
-            return [make(*row) for row in rows]
-
-    @contextlib.contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """Called with the lock held, inside ``_errors``."""
-        try:
-            self._db.execute(f"BEGIN {kind}")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            # SQLite rolls back by itself on some errors (a full disk).
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
-    def _unsynced(self) -> Iterator[None]:
-        """Commit without a sync: half of what delivery costs, and others wait for it.
-
-        A killed process keeps it all the same. A loss of power may take it
-        back up to the last ``put`` or ``make_batch``, whose sync covers what
-        came before; what is lost so is done again, alike.
-        """
-        if self._full:
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        try:
-            yield
-        finally:
-            if self._full:
-                self._db.execute("PRAGMA synchronous = FULL")
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Makes our errors of SQLite's. Called with the lock held."""
-        try:
-            if self._opened and self._db.in_transaction:
-                # Ctrl-C came between two statements, and even past the next
-                # `try`: what it left open was never told to be kept.
-                self._db.execute("ROLLBACK")
-            yield
-        except sqlite3.ProgrammingError as error:
-            raise ValueError(f"the outbox {self._where} is closed") from error
-        except (sqlite3.OperationalError, OSError) as error:
-            damage = _DAMAGE.search(str(error))
-            if damage is None:
-                raise OutboxUnavailable(
-                    f"the outbox {self._where} cannot be used: {error}"
-                ) from error
-            raise OutboxCorrupt(f"the outbox {self._where} is damaged ({damage[0]})") from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise OutboxCorrupt(f"the outbox {self._where} is damaged: {error}") from error
-
-    @contextlib.contextmanager
-    def _content(self) -> Iterator[None]:
-        """Rows are read that might be damaged where SQLite does not notice."""
-        try:
-            yield
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise OutboxCorrupt(f"the outbox {self._where} is damaged: {error}") from error
+        self._db.vacuum(_VACUUM_BYTES)
 
 
 _ENTRY = (
@@ -763,7 +628,7 @@ def _pair(first: int, second: int) -> tuple[int, int]:
 
 def _text(content: Any) -> str:
     if not isinstance(content, bytes):
-        return f"[{content}]"
+        return f"[{payload_json(content)}]"
     try:
         return str(json.loads(content)["content"])
     except (ValueError, TypeError, KeyError):

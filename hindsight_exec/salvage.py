@@ -54,7 +54,7 @@ def salvage(path: Path, into: Outbox) -> int:
         ):
             with contextlib.suppress(*_DAMAGED):
                 _, turn = turn_of(number, *row)
-                if len(json.loads(f"[{turn.payload}]")) == len(turn.sizes):
+                if len(json.loads(f"[{turn.json}]")) == len(turn.sizes):
                     into.put(sources[source], turn)
                     saved += 1
     return saved

@@ -324,16 +324,16 @@ def test_a_batch_is_bound_before_its_first_send(path: Path) -> None:
 def test_what_is_taken_next_is_synced(box: Outbox) -> None:
     """The steps that need no sync of their own leave the file set to sync the next turn."""
     destination = fill(box)
-    assert box._pragma("synchronous") == 2
+    assert box._db.pragma("synchronous") == 2
     batch = batch_of(box, destination)
     batch.accepted = True
     box.note(batch)
-    assert box._pragma("synchronous") == 2
+    assert box._db.pragma("synchronous") == 2
     box.complete(batch)
-    assert box._pragma("synchronous") == 2
+    assert box._db.pragma("synchronous") == 2
     with pytest.raises(OutboxCorrupt):
         box.close_documents(99, [])
-    assert box._pragma("synchronous") == 2
+    assert box._db.pragma("synchronous") == 2
 
 
 def test_splitting(box: Outbox) -> None:
@@ -389,7 +389,7 @@ def test_purging_a_session(box: Outbox, path: Path) -> None:
     assert box.purge("mine") == 2
     assert contents(box) == ["turn 1", "turn 2"]
     assert all(b"hunter2" not in one.read_bytes() for one in path.parent.iterdir())
-    assert box.bytes == sum(row[0] for row in box._all(Outbox._BYTES))
+    assert box.bytes == sum(row[0] for row in box._db.all(Outbox._BYTES))
     assert len(box.batches()) == 1
 
 
@@ -511,8 +511,8 @@ def test_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outbox, "_MIGRATIONS", steps)
     with closing(Outbox(path)) as box:
         assert contents(box) == ["turn 1"]
-        assert box._all("SELECT mood FROM turns") == [("fine",)]
-        assert box._pragma("user_version") == SCHEMA_VERSION + 2
+        assert box._db.all("SELECT mood FROM turns") == [("fine",)]
+        assert box._db.pragma("user_version") == SCHEMA_VERSION + 2
 
 
 def test_a_migration_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,9 +682,9 @@ def test_looking_while_a_document_is_made(path: Path) -> None:
                 ((held, _),) = owner.held_turns(number, 1)
                 owner.close_documents(number, [([held], "d", 1.0, b"{}")])
 
-        box._db.set_trace_callback(make)
+        box._db.connection.set_trace_callback(make)
         assert box.summary().waiting == 1
-        box._db.set_trace_callback(None)
+        box._db.connection.set_trace_callback(None)
         assert (box.summary().held, box.summary().queued) == (0, 1)
 
 
@@ -808,6 +808,18 @@ def test_messages_about_damage_show_no_conversation(path: Path) -> None:
         with pytest.raises(OutboxCorrupt) as caught:
             box.held_turns(held, 10)
     assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_long_contents_are_shown_and_salvaged(path: Path) -> None:
+    """Contents that are kept beside their message are read as what they are, also out of damage."""
+    long = '"quoted", \\ and\n\tü🎈 ' * 500
+    given = turns.turn([{"content": long}, {"content": "short"}], given_at=AT, index=1)
+    with closing(Outbox(path)) as box:
+        box.put(source(), given)
+        assert contents(box) == [long, "short"]
+    with closing(Outbox(None)) as into:
+        assert salvage(path, into) == 1
+        assert contents(into) == [long, "short"]
 
 
 def test_salvage_takes_everything(path: Path) -> None:

@@ -166,11 +166,38 @@ def test_any_json_can_be_kept_and_read_again(messages: list[dict[str, Any]]) -> 
     """Whatever JSON a message is, its payload is JSON in UTF-8, of the sizes that it says."""
     made = turns.turn(messages, given_at=AT, index=1)
     made.payload.encode()
-    read = json.loads(f"[{made.payload}]")
+    read = json.loads(f"[{made.json}]")
     assert len(read) == len(made.sizes) == len(messages)
-    assert made.chars == len(made.payload) - 2 * (len(messages) - 1)
+    assert made.chars == len(made.json) - 2 * (len(messages) - 1)
     item = json.loads(turns.document_item(source(), "s/id", [made, made]))
     assert json.loads(item["content"]) == read + read
+
+
+@patient
+@given(st.data())
+def test_long_contents_are_written_later(data: st.DataObject) -> None:
+    """Long contents are kept as they are, and are the same JSON as all else in the document."""
+    letters = st.sampled_from('a \n\t\r"\\ü🎈\x00\ud800')
+    long = st.text(letters, min_size=1, max_size=50).map(lambda text: text * (5000 // len(text)))
+    content = st.one_of(st.integers(0, 9), st.text(letters), st.lists(long, max_size=1), long)
+    message = st.fixed_dictionaries({"role": any_text, "content": content, "more": json_values})
+    messages = data.draw(st.lists(message, min_size=1, max_size=4))
+    made = turns.turn(messages, given_at=AT, index=1)
+    short = [turns.turn([{"": one}], given_at=AT, index=1) for one in messages]
+    plain = [one.payload[len('{"": ') : -1] for one in short]  # nothing long is on top
+    assert made.json == ", ".join(plain)
+    for size, text in zip(made.sizes, plain):
+        assert size == len(text) if len(text) < 4000 else len(text) / 2 <= size <= len(text)
+    made.payload.encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ["[", "[0]\n[]\nx", "[0]\n[5]\nx", '[0]\n[{"content": "x"}]\nx', "[" * 100_000, "[0]\n{"],
+)
+def test_a_damaged_payload_is_left_as_it_is(payload: str) -> None:
+    """What cannot be read is not lost by reading it."""
+    assert turns.payload_json(payload) == payload
 
 
 # --- characters ---------------------------------------------------------------

@@ -130,6 +130,18 @@ def test_turns_are_held_until_they_fill_a_document(server: Serving, write: Any) 
     assert stored(server.url)["s"] == texts(range(10), "x" * 200)
 
 
+@pytest.mark.parametrize("immediate", [False, True])
+def test_long_turns_arrive_as_they_are(server: Serving, write: Any, immediate: bool) -> None:
+    """What JSON escapes, and what it does not, in contents of any length."""
+    long = '"quoted", \\ and\n\tü🎈 ' * 5000
+    said = [{"role": "user", "content": long}, {"role": "assistant", "content": "short"}]
+    writer = write(server.url)
+    writer.put(said, session="s", immediate=immediate)
+    writer.put(said[::-1], session="s", immediate=immediate)
+    assert writer.close()
+    assert stored(server.url) == {"s": [long, "short", "short", long]}
+
+
 def test_an_idle_session_goes(server: Serving, write: Any) -> None:
     """After `retain_idle_seconds` without a turn, what is held goes as it is."""
     writer = write(server.url, retain_idle_seconds=0.1)
