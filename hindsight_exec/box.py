@@ -85,6 +85,7 @@ class Box:
         self._sources: dict[int, Source] = {}
         if adopted:
             self.take_all()
+            self._destinations.update(outbox.destinations())
             now = time.monotonic()
             for batch in outbox.batches():
                 if batch.accepted:
@@ -121,6 +122,10 @@ class Box:
             self._destinations.update(self.outbox.destinations())
         return self._destinations[number]
 
+    def destinations(self) -> list[Destination]:
+        """All that are known; those of an adopted box are."""
+        return list(self._destinations.values())
+
     def source(self, number: int) -> Source:
         if number not in self._sources:
             if len(self._sources) >= MAX_SOURCES:  # a gateway's life is long
@@ -133,7 +138,7 @@ class Box:
         return [(self.source(number), turns) for number, turns in self.outbox.turns_of(batch)]
 
     def close_documents(
-        self, now: float, *, everything: bool, wanted: Callable[[Source, int], bool]
+        self, now: float, *, everything: bool, wanted: Callable[[Source, int], Optional[bool]]
     ) -> list[float]:
         """Make documents of held turns as far as they are due; when others will be.
 
@@ -141,7 +146,8 @@ class Box:
             now: Monotonic seconds.
             everything: What is held is due, too.
             wanted: Whether documents of a source, with so many characters held,
-                are to be made now. The caller knows when to ask again.
+                are to be made now; None if none at all are any more. The caller
+                knows when to ask again.
         """
         due = []
         with self.progress:
@@ -149,7 +155,10 @@ class Box:
         for number, held in holding:
             ended = everything or held.ended or held.last + held.hold.idle <= now
             if ended or held.due_at() <= now:
-                if not wanted(self.source(number), held.chars):
+                make = wanted(self.source(number), held.chars)
+                if make is None:
+                    break
+                if not make:
                     continue
                 self._close_documents(number, held, ended=ended)
             if number in self.holding:

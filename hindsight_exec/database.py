@@ -25,6 +25,9 @@ _DAMAGE = re.compile(
     "Could not decode to UTF-8"
 )
 
+#: What is wrong with the file or the disk. What is wrong with us is left as it is.
+_ERRORS = (sqlite3.DatabaseError, OSError, UnicodeDecodeError)
+
 T = TypeVar("T")
 
 
@@ -53,8 +56,10 @@ class Database:
             target = f"file:{quote(os.fsencode(path))}?mode=ro"
         else:
             target = str(path)
-        with self._errors():
+        try:
             self.connection = _connect(target, uri=readonly)
+        except _ERRORS as error:
+            raise self._ours(error) from None
 
     def prepare(self, script: str, version: int) -> None:
         """Make it ready to be written; the script, if there is one, leads to that version.
@@ -83,12 +88,15 @@ class Database:
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
         """Have the connection alone, and SQLite's errors as ours."""
-        with self._lock, self._errors():
-            if self.connection.in_transaction:
-                # Ctrl-C came between two statements, and even past the next
-                # `try`: what it left open was never told to be kept.
-                self.execute("ROLLBACK")
-            yield
+        with self._lock:
+            try:
+                if self.connection.in_transaction:
+                    # Ctrl-C came between two statements, and even past the next
+                    # `try`: what it left open was never told to be kept.
+                    self.execute("ROLLBACK")
+                yield
+            except _ERRORS as error:
+                raise self._ours(error) from None
 
     @contextlib.contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -175,21 +183,17 @@ class Database:
                 with contextlib.suppress(sqlite3.OperationalError):
                     self.execute("VACUUM")
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.ProgrammingError as error:
-            raise ValueError(f"the outbox {self.name} is closed") from error
-        except (sqlite3.OperationalError, OSError) as error:
-            damage = _DAMAGE.search(str(error))
+    def _ours(self, error: Exception) -> Exception:
+        """Our error for one of SQLite's, which may hold text of the file and is not shown."""
+        if isinstance(error, sqlite3.ProgrammingError):
+            return ValueError(f"the outbox {self.name} is closed")
+        text = str(error)
+        if isinstance(error, (sqlite3.OperationalError, OSError)):
+            damage = _DAMAGE.search(text)
             if damage is None:
-                raise OutboxUnavailable(
-                    f"the outbox {self.name} cannot be used: {error}"
-                ) from error
-            raise OutboxCorrupt(f"the outbox {self.name} is damaged ({damage[0]})") from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise OutboxCorrupt(f"the outbox {self.name} is damaged: {error}") from error
+                return OutboxUnavailable(f"the outbox {self.name} cannot be used: {text}")
+            text = damage[0]
+        return OutboxCorrupt(f"the outbox {self.name} is damaged: {text}")
 
 
 def _connect(target: str, *, uri: bool = False) -> sqlite3.Connection:

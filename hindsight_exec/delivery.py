@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .client import HindsightClient
     from .clients import Lease
     from .outbox import Batch
-    from .turns import Source
+    from .turns import Destination, Source
 
     Request = Callable[[HindsightClient], Awaitable[Any]]
 
@@ -82,6 +82,7 @@ class Delivery:
         self.thread: Optional[threading.Thread] = None  # the worker, once it ran
         # Guarded by the lock of `progress`:
         self.boxes: list[Box] = []
+        self.adopting = False  # a file may be open that is in no box yet
         self.running = False
         self._watchers = 0  # who waits for completion
         # From any thread, without a lock:
@@ -203,7 +204,13 @@ class Delivery:
                 self._retire(box)
                 self._adopt_at = min(self._adopt_at, now)  # there may be more
                 due.append(now)
-        if self._abandoned or (closing and now not in due):
+        if self._abandoned:
+            return None
+        if closing and now not in due:
+            if not any(any(box.sending.values()) for box in self.boxes):
+                # All are questions what became of turns: the next start asks them.
+                for future in list(self._in_flight):
+                    future.cancel()
             return None
         if not closing:
             due += self._look_for_stall(now)
@@ -218,7 +225,9 @@ class Delivery:
             if batches and (closing or not stubborn(batches[0]))
         }
 
-        def wanted(source: Source, chars: int) -> bool:
+        made: dict[Destination, int] = {}  # characters
+
+        def wanted(source: Source, chars: int) -> Optional[bool]:
             """Documents are made when they can go: what gathers until then costs nothing."""
             where = source.destination
             server = self.servers.get(where)
@@ -227,9 +236,20 @@ class Delivery:
                 return False
             if server.troubled and server in probed:
                 return False  # it gets a batch that it had before, to see whether it is well
-            return chars >= BATCH_BYTES or not box.sending.get(where)
+            if not box.adopted:
+                return chars >= BATCH_BYTES or not box.sending.get(where)
+            # Nobody gives turns beside: the next request is made while one is under way.
+            if made.setdefault(where, 0) >= BATCH_BYTES:
+                due.append(now)
+                return None
+            made[where] += chars
+            return True
 
-        due += box.close_documents(now, everything=closing, wanted=wanted)
+        servers = [self.servers.get(where) for where in box.destinations()]
+        if box.adopted and not any(server.may_send(now) for server in servers):
+            due += (when for server in servers for when in server.opens_at(now))
+        else:
+            due += box.close_documents(now, everything=closing, wanted=wanted)
         for number in box.to_send():
             server = self.servers.get(box.destination(number))
             while server.may_send(now) and not self._abandoned:
@@ -557,10 +577,16 @@ class Delivery:
         room = min(_ADOPTED - going, _ADOPTED_STUCK - len(adopted))
         if room <= 0:
             return
-        boxes = self._adopt(room)
-        self._adopt_at = now if len(boxes) == room else now + _ADOPT
         with self.progress:
-            self.boxes += boxes
+            self.adopting = True
+        boxes: list[Box] = []
+        try:
+            boxes = self._adopt(room)
+        finally:
+            with self.progress:
+                self.boxes += boxes
+                self.adopting = False
+        self._adopt_at = now if len(boxes) == room else now + _ADOPT
 
     def _waits(self, box: Box) -> bool:
         """Whether all that is left are polls, or sends to servers in trouble."""

@@ -181,6 +181,9 @@ class Outbox:
              WHEN b.accepted THEN 'accepted' ELSE 'queued' END,
         coalesce(d.reason, ''), sum(d.turns), min(d.given_at)
         FROM documents d LEFT JOIN batches b ON b.id = d.batch GROUP BY 1, 2"""
+    _IS_WAITING = """SELECT EXISTS (SELECT 1 FROM turns) OR EXISTS (
+        SELECT 1 FROM documents d LEFT JOIN batches b ON b.id = d.batch
+        WHERE d.reason IS NULL AND NOT coalesce(b.accepted, 0))"""
     _ENTRIES = """
         SELECT 'held', t.id, s.session, x.url, x.bank, 1, t.given_at, '', '', t.payload
           FROM turns t JOIN sources s ON s.id = t.source
@@ -249,8 +252,9 @@ class Outbox:
             OutboxFull: ``max_bytes`` are held already. Nothing is evicted.
             ValueError: The turn is longer than ``MAX_ROW_BYTES``.
         """
-        size = len(turn.payload.encode())
-        row = (turn.given_at, turn.index, str(list(turn.sizes)), turn.payload)  # JSON, too
+        payload = turn.payload
+        size = len(payload) if payload.isascii() else len(payload.encode())  # spares a copy
+        row = (turn.given_at, turn.index, str(list(turn.sizes)), payload)  # JSON, too
         with self._db.use():
             self._check_room(size)
             known = self._sources.get(source)
@@ -549,6 +553,10 @@ class Outbox:
         return not self._db.all(
             "SELECT 1 WHERE EXISTS (SELECT 1 FROM turns) OR EXISTS (SELECT 1 FROM documents)"
         )
+
+    def is_waiting(self) -> bool:
+        """Whether the server lacks anything; asked often, of any number of turns."""
+        return bool(self._db.all(self._IS_WAITING)[0][0])
 
     def summary(self) -> Summary:
         """What it holds."""

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, TypeVar
 
 from . import spool
 from .box import Box
@@ -375,13 +375,20 @@ class Shared:
 
     def waiting(self) -> int:
         """How many turns wait in the files that this process delivers."""
+        return sum(self._ask_all(lambda outbox: outbox.summary().waiting))
+
+    def is_waiting(self) -> bool:
+        """Whether any does, or may: a file is being opened."""
+        with self.delivery.progress:
+            adopting = self.delivery.adopting
+        return adopting or any(self._ask_all(Outbox.is_waiting))
+
+    def _ask_all(self, ask: Callable[[Outbox], T]) -> Iterator[T]:
         with self.delivery.progress:
             boxes = list(self.delivery.boxes)
-        count = 0
         for box in boxes:
             with contextlib.suppress(OutboxUnavailable, ValueError):  # done with meanwhile
-                count += box.outbox.summary().waiting
-        return count
+                yield ask(box.outbox)
 
     def shut(self, timeout: float) -> None:
         """Deliver what can be within ``timeout`` seconds, and close all."""

@@ -132,10 +132,11 @@ def payload_json(payload: str) -> str:
 
 def storable(text: str) -> str:
     """``text`` without U+0000 and lone surrogates, which the server removes too."""
-    try:
-        text.encode()  # much faster than the pattern, and nearly always enough
-    except UnicodeEncodeError:
-        return _UNSTORABLE.sub("", text)
+    if not text.isascii():
+        try:
+            text.encode()  # much faster than the pattern, and nearly always enough
+        except UnicodeEncodeError:
+            return _UNSTORABLE.sub("", text)
     return text.replace("\x00", "") if "\x00" in text else text
 
 
@@ -255,7 +256,7 @@ def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) 
         sizes.append(len(texts[-1]) + beside)
     payload = ", ".join(texts)
     if numbers:
-        payload = f"{_json(numbers)}\n[{payload}]\n{''.join(contents)}"
+        payload = "".join([_json(numbers), "\n[", payload, "]\n", *contents])
     return Turn(given_at, index, payload, tuple(sizes))
 
 

@@ -270,10 +270,10 @@ class RetainWriter:
             with delivery.progress:
                 delivery.progress.wait(min(0.2, max(0.0, deadline - time.monotonic())))
                 running = delivery.running
-            waiting = ours.waiting()
             if look is not None:
-                look(waiting)
-            if not waiting and not ours.unopened():
+                look(ours.waiting())
+            # In this order: a file that is opened in between is waited for.
+            if not ours.unopened() and not ours.is_waiting():
                 return True  # what the server still processes need not be waited for
             if not running or time.monotonic() >= deadline:
                 return False

@@ -278,6 +278,29 @@ def test_close_waits_for_completion_if_told(server: Serving, write: Any) -> None
     assert writer.counters().completed == 1
 
 
+def test_close_waits_for_no_question(write: Any, state: Path) -> None:
+    """Once all is accepted, a server that takes its time to say whether it is done is not waited for."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def script(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.target.endswith("/memories"):
+                operation = request.json["operation_id"]
+                connection.answer(200, {"success": True, "operation_id": operation})
+            else:
+                asked.set()
+                goes_on.wait(60)
+
+    with ScriptedServer(script) as slow:
+        writer = write(slow.url, drain_timeout=600)
+        writer.put(turn(1), session="s", immediate=True)
+        assert writer.flush(60)
+        assert asked.wait(60)
+        assert writer.close()
+        goes_on.set()
+    assert left(state)  # for the next start to ask
+
+
 def test_the_outbox_has_a_bound(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its bound a turn is refused with a clear error, and counted."""
     writer = write(f"http://127.0.0.1:{free_port()}")
@@ -394,6 +417,27 @@ def test_a_document_that_is_refused_stops_no_other(server: Serving, write: Any) 
     assert (counters.accepted, counters.dead) == (8, 1)
     assert counters.dead_by_reason == {"rejected": 1}
     assert "dead letter" in heard[-1]
+
+
+def test_deliver_all_waits_for_a_file_that_takes_long_to_open(
+    server: Serving, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the worker opens what was left, it is neither unopened nor in a box: it waits."""
+    first = write(f"http://127.0.0.1:{free_port()}")
+    first.put(turn(1), session="s")
+    assert not first.close(0)
+    is_empty, opens, goes_on = Outbox.is_empty, threading.Event(), threading.Event()
+
+    def slow(outbox: Outbox) -> bool:
+        opens.set()
+        goes_on.wait(60)
+        return is_empty(outbox)
+
+    monkeypatch.setattr(Outbox, "is_empty", slow)
+    second = write(server.url)
+    assert opens.wait(60)
+    assert not second.deliver_all(1)
+    goes_on.set()
 
 
 def cut_poison(exchange: Any) -> Optional[Cut]:
