@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from hindsight_exec import RetainWriter, Settings
-from hindsight_exec.turns import turn
+from hindsight_exec.conversation.turns import turn
 
 from .measure import (
     OURS,

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hindsight_exec.config import configurable
+from hindsight_exec.settings.config import configurable
 
 HEAD = """\
 # Configuration
 
-<!-- Written by docs/configuration.py from hindsight_exec.config.Settings. -->
+<!-- Written by docs/configuration.py from hindsight_exec.settings.config.Settings. -->
 
 In Hermes: `$HERMES_HOME/hindsight/config.json`, else `~/.hindsight/config.json`, the same files, keys and variables as the Hindsight provider that Hermes 0.19 bundles. Outside Hermes: the second file and the environment. What the file names goes before the environment.
 

@@ -10,22 +10,22 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from .client import HindsightClient
-    from .config import Settings
+    from .client.api import HindsightClient
+    from .delivery.writer import RetainWriter
     from .errors import ExecutorClosed
     from .executor import DrainingExecutor
-    from .outbox import Outbox
-    from .writer import RetainWriter
+    from .outbox.store import Outbox
+    from .settings.config import Settings
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "DrainingExecutor": "executor",
     "ExecutorClosed": "errors",
-    "HindsightClient": "client",
-    "Outbox": "outbox",
-    "RetainWriter": "writer",
-    "Settings": "config",
+    "HindsightClient": "client.api",
+    "Outbox": "outbox.store",
+    "RetainWriter": "delivery.writer",
+    "Settings": "settings.config",
 }
 
 __all__ = [

@@ -33,8 +33,17 @@ from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FunctionType
 
-from .errors import ExecutorClosed
-from .exit_order import CLOSE, DRAIN, GRACE, PHASES, SERVE, Phase, call_at_exit, guarded
+from hindsight_exec.errors import ExecutorClosed
+from hindsight_exec.exit_order import (
+    CLOSE,
+    DRAIN,
+    GRACE,
+    PHASES,
+    SERVE,
+    Phase,
+    call_at_exit,
+    guarded,
+)
 
 TYPE_CHECKING = False  # as in `typing`, whose import would be a third of ours
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hindsight_exec import turns
-from hindsight_exec.outbox import Batch, Outbox
-from hindsight_exec.turns import Source, Turn
+from hindsight_exec.conversation import turns
+from hindsight_exec.conversation.turns import Source, Turn
+from hindsight_exec.outbox.store import Batch, Outbox
 
 AT = 1_760_000_000.0
 

@@ -21,10 +21,12 @@ from hermes.test_history import History
 from serving import documents
 from test_docs import DOCUMENTS, ROOT
 
-from hindsight_exec import Settings, spool, turns
-from hindsight_exec.cli import make_parser
-from hindsight_exec.commands.letters import entries
-from hindsight_exec.outbox import Outbox
+from hindsight_exec import Settings
+from hindsight_exec.cli.dead_letters import entries
+from hindsight_exec.cli.main import make_parser
+from hindsight_exec.conversation import turns
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.store import Outbox
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the commands are a POSIX shell's")
 
@@ -167,7 +169,7 @@ ELSEWHERE = {
                 "-m soak exit/test_matrix.py",
                 "test_kills.py",
                 "-m soak test_kills.py",
-                "-m soak test_scale.py",
+                "-m soak delivery/test_scale.py",
                 "-m soak hermes/test_gateway_soak.py",
                 "test_faults.py",
                 "-m soak test_faults.py",
@@ -403,7 +405,7 @@ class Place:
             _, destination = outbox.put_document(source, "s/dead", b'{"content": "dead"}', 1.0)
             ((number, _),) = outbox.ready(destination, 1)
             batch = outbox.make_batch(destination, [number], "an operation")
-            outbox.bury(batch, "rejected", "the server's words")
+            outbox.mark_dead(batch, "rejected", "the server's words")
             outbox.put(source, turns.turn(messages, given_at=2.0, index=1))
         claim.release()
         self.waits = next(entry.name for entry in entries([folder]) if entry.row["state"] == "held")

@@ -36,12 +36,14 @@ from hypothesis.stateful import (
     rule,
 )
 
-from hindsight_exec import DrainingExecutor, ExecutorClosed, spool, turns
-from hindsight_exec import outbox as outbox_room
+from hindsight_exec import DrainingExecutor, ExecutorClosed
+from hindsight_exec.conversation import turns
+from hindsight_exec.conversation.turns import Source, Turn
 from hindsight_exec.errors import OutboxFull
-from hindsight_exec.outbox import MAX_BYTES, Batch, Outbox
-from hindsight_exec.salvage import salvage
-from hindsight_exec.turns import Source, Turn
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox import store as outbox_room
+from hindsight_exec.outbox.salvage import salvage
+from hindsight_exec.outbox.store import MAX_BYTES, Batch, Outbox
 
 LIMIT = 60  # seconds to fail after, never reached
 
@@ -437,11 +439,11 @@ class Document:
 
 @dataclass(eq=False)
 class File:
-    """An outbox file, and what should be in it, in its order; `box` is None if nobody owns it."""
+    """An outbox file, and what should be in it, in its order; `outbox` is None if nobody owns it."""
 
     path: Path
     claim: Optional[spool.Claim] = None
-    box: Optional[Outbox] = None
+    outbox: Optional[Outbox] = None
     held: list[tuple[Source, Turn]] = field(default_factory=list)
     documents: list[Document] = field(default_factory=list)
     batches: dict[int, Batch] = field(default_factory=dict)
@@ -470,8 +472,8 @@ GIVE = """\
 import sys
 from pathlib import Path
 from filling import source, turn
-from hindsight_exec import spool
-from hindsight_exec.outbox import Outbox
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.store import Outbox
 
 outbox = Outbox(spool.create(Path(sys.argv[1])).path)
 for number in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
@@ -512,7 +514,7 @@ class Outboxes(RuleBasedStateMachine):
 
     @property
     def owned(self) -> list[File]:
-        return [file for file in self.files if file.box is not None]
+        return [file for file in self.files if file.outbox is not None]
 
     @property
     def full(self) -> list[File]:
@@ -520,21 +522,21 @@ class Outboxes(RuleBasedStateMachine):
 
     @property
     def roomy(self) -> list[File]:
-        return [file for file in self.owned if file.box.max_bytes == MAX_BYTES]
+        return [file for file in self.owned if file.outbox.max_bytes == MAX_BYTES]
 
     @property
     def left(self) -> list[File]:
-        return [file for file in self.files if file.box is None]
+        return [file for file in self.files if file.outbox is None]
 
     def open(self, file: File, **options: Any) -> None:
-        file.box = Outbox(file.path, **options)
+        file.outbox = Outbox(file.path, **options)
         assert spool.is_live(file.path)
         assert spool.adopt(file.path) is None
 
     def close(self, file: File) -> None:
-        file.box.close()
+        file.outbox.close()
         file.claim.release()
-        file.box = file.claim = None
+        file.outbox = file.claim = None
 
     # --- processes, as far as the files know them ---
 
@@ -554,7 +556,7 @@ class Outboxes(RuleBasedStateMachine):
     def end(self, data: Any, vacuum: bool, again: bool) -> None:
         file = self.draw(data, self.full)
         if vacuum:
-            file.box.vacuum()
+            file.outbox.vacuum()
         self.close(file)
         if again:
             self.adopt_file(file)
@@ -568,7 +570,7 @@ class Outboxes(RuleBasedStateMachine):
     def kill(self, data: Any, at: str, again: bool) -> None:
         """What is on disk at this moment is what the next process finds."""
         file = self.draw(data, self.full)
-        database = file.box._db
+        database = file.outbox._db
         if at == "a commit":
             database.execute("PRAGMA cache_size = 1")  # so that it is in the log already
             database.execute("BEGIN IMMEDIATE")
@@ -614,14 +616,14 @@ class Outboxes(RuleBasedStateMachine):
         # What it said it had taken is there, and what it was about to say may be.
         file = File(path, spool.adopt(path))
         self.open(file)
-        count = file.box.summary().held
+        count = file.outbox.summary().held
         assert count >= min(after + 1, 20)
         for number in range(first, first + count):
             file.held.append((source(str(number % 2)), turn(number)))
         if after < 20:
             # How many there are is chance, which the steps to come may not depend on.
             self.check(file)
-            file.box.close()
+            file.outbox.close()
             file.claim.release(remove=True)
         else:
             self.put_so_far += [given for _, given in file.held]
@@ -644,7 +646,7 @@ class Outboxes(RuleBasedStateMachine):
         old, new = self.draw(data, self.left), self.draw(data, self.roomy)
         claim = spool.adopt(old.path)
         assert claim is not None
-        saved = salvage(old.path, new.box)
+        saved = salvage(old.path, new.outbox)
         claim.release(remove=True)
         self.files.remove(old)
         assert saved == len(old.held) + sum(len(one.turns) for one in old.documents)
@@ -665,18 +667,18 @@ class Outboxes(RuleBasedStateMachine):
             given = turn(self.numbers, text)
             if not closed:
                 with self.taking(file, given, len(given.payload.encode())):
-                    file.box.put(of, given)
+                    file.outbox.put(of, given)
                     file.held.append((of, given))
                 continue
             document_id = f"{of.session}/{given.index}"
             item = turns.document_item(of, document_id, [given])
             with self.taking(file, given, len(item)):
-                file.box.put_document(of, document_id, item, given.given_at)
+                file.outbox.put_document(of, document_id, item, given.given_at)
                 file.documents.append(Document(of, document_id, given.given_at, [given], item))
 
     @contextmanager
     def taking(self, file: File, given: Turn, size: int) -> Iterator[None]:
-        fits = file.box.bytes + size <= file.box.max_bytes
+        fits = file.outbox.bytes + size <= file.outbox.max_bytes
         try:
             yield
         except OutboxFull:
@@ -693,10 +695,10 @@ class Outboxes(RuleBasedStateMachine):
     @rule(data=st.data(), each=st.integers(1, 3), only_one=st.booleans())
     def close_documents(self, data: Any, each: int, only_one: bool) -> None:
         file = self.draw(data, [file for file in self.owned if file.held])
-        held = self.draw(data, file.box.held())
-        of = file.box.source(held.source)
-        made = documents_of(file.box, held.source, each)[: 1 if only_one else None]
-        file.box.close_documents(held.source, made)
+        held = self.draw(data, file.outbox.held())
+        of = file.outbox.source(held.source)
+        made = documents_of(file.outbox, held.source, each)[: 1 if only_one else None]
+        file.outbox.close_documents(held.source, made)
         for rows, document_id, given_at, item in made:
             members = file.of(of)[: len(rows)]
             file.held = [one for one in file.held if one[1] not in members]
@@ -709,11 +711,11 @@ class Outboxes(RuleBasedStateMachine):
         bank = self.draw(data, file.ready()).source.bank
         members = [one for one in file.ready() if one.source.bank == bank][:count]
         (destination,) = (
-            number for number, one in file.box.destinations().items() if one.bank == bank
+            number for number, one in file.outbox.destinations().items() if one.bank == bank
         )
-        batch = file.box.make_batch(
+        batch = file.outbox.make_batch(
             destination,
-            [number for number, _ in file.box.ready(destination, count)],
+            [number for number, _ in file.outbox.ready(destination, count)],
             f"operation {len(file.batches)}",
         )
         file.batches[batch.id] = batch
@@ -726,21 +728,21 @@ class Outboxes(RuleBasedStateMachine):
         file, batch, _ = self.draw_batch(data)
         batch.accepted = not batch.accepted
         batch.operation, batch.retries, batch.retry_at = "theirs", batch.retries + 1, 5.5
-        file.box.note(batch, "an error")
+        file.outbox.note(batch, "an error")
 
     @precondition(lambda self: self.with_batches)
     @rule(data=st.data())
     def complete(self, data: Any) -> None:
         file, batch, members = self.draw_batch(data)
-        file.box.complete(batch)
+        file.outbox.complete(batch)
         del file.batches[batch.id]
         self.forget(file, members)
 
     @precondition(lambda self: self.with_batches)
     @rule(data=st.data())
-    def bury(self, data: Any) -> None:
+    def mark_dead(self, data: Any) -> None:
         file, batch, members = self.draw_batch(data)
-        file.box.bury(batch, "failed", "why")
+        file.outbox.mark_dead(batch, "failed", "why")
         del file.batches[batch.id]
         for one in members:
             one.batch, one.dead = None, True
@@ -753,7 +755,7 @@ class Outboxes(RuleBasedStateMachine):
             return
         middle = len(members) // 2
         del file.batches[batch.id]
-        for half in file.box.split(batch, ("left", "right")):
+        for half in file.outbox.split(batch, ("left", "right")):
             file.batches[half.id] = half
             left = half.operation_id == "left"
             for one in members[:middle] if left else members[middle:]:
@@ -774,11 +776,11 @@ class Outboxes(RuleBasedStateMachine):
         file = self.draw(data, [file for file in self.owned if file.dead()])
         dead = file.dead()
         if again:
-            assert file.box.revive() == len(dead)
+            assert file.outbox.requeue() == len(dead)
             for one in dead:
                 one.dead = False
         else:
-            assert file.box.discard() == len(dead)
+            assert file.outbox.discard() == len(dead)
             self.forget(file, dead)
 
     @precondition(lambda self: self.full and self.purged < 2)
@@ -789,7 +791,7 @@ class Outboxes(RuleBasedStateMachine):
         held = [one for one in file.held if session in (None, one[0].session)]
         erased = [one for one in file.documents if session in (None, one.source.session)]
         count = len(held) + sum(len(one.turns) for one in erased)
-        assert file.box.purge(session) == count
+        assert file.outbox.purge(session) == count
         file.held = [one for one in file.held if one not in held]
         self.gone += [given for _, given in held]
         self.forget(file, erased)
@@ -809,21 +811,21 @@ class Outboxes(RuleBasedStateMachine):
             self.check(file)
 
     def check(self, file: File) -> None:
-        box = file.box
-        numbers = {of: number for number, of in box.sources().items()}
+        outbox = file.outbox
+        numbers = {of: number for number, of in outbox.sources().items()}
         held = {of: file.of(of) for of, _ in file.held}
-        assert {one.source: one.turns for one in box.held()} == {
+        assert {one.source: one.turns for one in outbox.held()} == {
             numbers[of]: len(own) for of, own in held.items()
         }
         for of, own in held.items():
-            assert [given for _, given in box.held_turns(numbers[of], 1000)] == own
-        assert box.batches() == [*file.batches.values()]
+            assert [given for _, given in outbox.held_turns(numbers[of], 1000)] == own
+        assert outbox.batches() == [*file.batches.values()]
         for batch in file.batches.values():
             members = file.members(batch)
-            assert box.items(batch) == [one.item for one in members]
-            assert box.document_ids(batch) == [one.document_id for one in members]
-        for destination, where in box.destinations().items():
-            assert [size for _, size in box.ready(destination, 1000)] == [
+            assert outbox.items(batch) == [one.item for one in members]
+            assert outbox.document_ids(batch) == [one.document_id for one in members]
+        for destination, where in outbox.destinations().items():
+            assert [size for _, size in outbox.ready(destination, 1000)] == [
                 len(one.item) for one in file.ready() if one.source.bank == where.bank
             ]
         expected = [
@@ -837,18 +839,18 @@ class Outboxes(RuleBasedStateMachine):
             for one in file.documents
         ]  # fmt: skip
         names = ("given_at", "state", "session", "bank", "turns", "document_id", "content")
-        entries = box.entries()
+        entries = outbox.entries()
         assert [tuple(one[name] for name in names) for one in entries] == sorted(expected)
-        summary = box.summary()
+        summary = outbox.summary()
         for state in ("held", "queued", "accepted", "dead"):
             count = sum(one[4] for one in expected if one[1] == state)
             assert getattr(summary, state) == count, state
         assert summary.dead_by_reason == ((("failed", summary.dead),) if summary.dead else ())
-        assert box.bytes == summary.bytes
-        assert box.bytes == sum(len(given.payload.encode()) for _, given in file.held) + sum(
+        assert outbox.bytes == summary.bytes
+        assert outbox.bytes == sum(len(given.payload.encode()) for _, given in file.held) + sum(
             len(one.item) for one in file.documents
         )
-        assert box.is_empty() == (not expected)
+        assert outbox.is_empty() == (not expected)
 
     # --- the end ---
 
@@ -860,7 +862,7 @@ class Outboxes(RuleBasedStateMachine):
             found = [
                 message["content"]
                 for file in self.files
-                for entry in file.box.entries()
+                for entry in file.outbox.entries()
                 for message in json.loads(entry["content"])
             ]
             gone = [json.loads(given.payload)["content"] for given in self.gone]

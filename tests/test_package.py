@@ -49,7 +49,7 @@ def test_installed_metadata():
         if point.name.replace("-", "_") == "hindsight_exec"
     }
     assert points == {
-        ("console_scripts", "hindsight_exec.cli:main"),
+        ("console_scripts", "hindsight_exec.cli.main:main"),
         ("hermes_agent.memory_providers", "hindsight_exec.hermes"),
         ("hermes_agent.plugins", "hindsight_exec.hermes"),
     }

@@ -19,7 +19,7 @@ from typing import Any, Callable
 import pytest
 
 from hindsight_exec import DrainingExecutor, Outbox
-from hindsight_exec.turns import source, turn
+from hindsight_exec.conversation.turns import source, turn
 
 pytestmark = pytest.mark.skipif(
     sys.implementation.name != "cpython", reason="a tracing compiler's ratios are not steady"

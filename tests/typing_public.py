@@ -6,13 +6,7 @@ from typing import Any, Optional
 
 from typing_extensions import assert_type
 
-from hindsight_exec import (
-    DrainingExecutor,
-    ExecutorClosed,
-    HindsightClient,
-    RetainWriter,
-    Settings,
-)
+from hindsight_exec import DrainingExecutor, ExecutorClosed, HindsightClient, RetainWriter, Settings
 from hindsight_exec.errors import HindsightExecError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, List
 
-from hindsight_exec.hermes.host import hermes_home
-from hindsight_exec.hermes.setup import state_of
+from .host import hermes_home
+from .setup import state_of
 
 __all__ = ["hindsight_exec_command", "register_cli"]
 
@@ -46,7 +46,7 @@ def _option(command: Any, name: str, **more: Any) -> None:
 
 def hindsight_exec_command(args: Any) -> int:
     """Hermes calls this with the parsed arguments. Returns the exit status."""
-    from hindsight_exec.cli import main  # noqa: PLC0415 - only when it is used
+    from hindsight_exec.cli.main import main  # noqa: PLC0415 - only when it is used
 
     home = hermes_home()
     command: List[str] = [getattr(args, f"{_KEPT}action", None) or "status"]

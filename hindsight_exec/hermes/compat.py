@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Callable, Optional
 
 if TYPE_CHECKING:
-    from hindsight_exec.writer import RetainWriter
+    from hindsight_exec.delivery.writer import RetainWriter
 
 __all__ = ["DeliveryQueue", "weakly"]
 

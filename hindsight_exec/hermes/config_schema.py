@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from hindsight_exec.config import configurable
+from hindsight_exec.settings.config import configurable
 
 
 def _schema() -> Any:

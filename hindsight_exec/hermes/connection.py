@@ -11,14 +11,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Optional, Set, Tuple, TypeVar
 
-from hindsight_exec.clients import Lease, lease
-from hindsight_exec.config import Settings, resolve_credential
+from hindsight_exec.client.loop import background_loop
+from hindsight_exec.client.registry import Lease, lease
 from hindsight_exec.errors import ConfigError, ExecutorClosed, HindsightExecError, Rejected
 from hindsight_exec.hermes import embedded
-from hindsight_exec.loop import background_loop
+from hindsight_exec.settings.config import Settings, resolve_credential
 
 if TYPE_CHECKING:
-    from hindsight_exec.client import HindsightClient
+    from hindsight_exec.client.api import HindsightClient
 
 __all__ = ["Connection"]
 

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
-from hindsight_exec.config import read_dotenv
 from hindsight_exec.errors import Starting, Unavailable
+from hindsight_exec.settings.config import read_dotenv
 
 if TYPE_CHECKING:
-    from hindsight_exec.config import Settings
+    from hindsight_exec.settings.config import Settings
 
 __all__ = ["Daemon", "address", "daemon_of", "know", "log_of", "missing"]
 
@@ -105,7 +105,7 @@ def know(settings: Settings) -> None:
 
 def daemon_of(settings: Settings) -> Daemon:
     """The daemon of these settings, in this process."""
-    from hindsight_exec.clients import find_by  # noqa: PLC0415 - brings asyncio
+    from hindsight_exec.client.registry import find_by  # noqa: PLC0415 - brings asyncio
 
     known = _daemons.setdefault(settings.api_url, Daemon(settings))
     known.settings = settings
@@ -278,7 +278,7 @@ def _has_database(settings: Settings) -> bool:
 
 def main() -> int:
     """Brings the daemon up as the settings on standard input say; 0 once it answers."""
-    from hindsight_exec.hermes.setup import set_variables  # noqa: PLC0415 - it imports us
+    from .setup import set_variables  # noqa: PLC0415 - it imports us
 
     profile, wanted = json.load(sys.stdin)
     os.umask(0o077)  # of all that the daemon writes: conversations, keys

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 from urllib.parse import quote
 
+from hindsight_exec.conversation.transcript import TranscriptTurn, paired
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.transcript import TranscriptTurn, paired
 
 from .identity import Identity
 from .scrub import is_synthetic, scrub

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Tuple
 
 if TYPE_CHECKING:
-    from hindsight_exec.config import Settings
+    from hindsight_exec.settings.config import Settings
 
 logger = logging.getLogger("hindsight_exec")
 

@@ -30,19 +30,20 @@ from typing import (
     TypeVar,
 )
 
+from hindsight_exec.conversation.turns import turn_messages
+from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.hermes import host, setup, tools
-from hindsight_exec.hermes.compat import DeliveryQueue, weakly
-from hindsight_exec.hermes.connection import Connection
-from hindsight_exec.hermes.identity import Identity
-from hindsight_exec.hermes.recall import LONGEST_WAIT, Recall, Recalled, framed, memories
-from hindsight_exec.hermes.scrub import is_synthetic, scrub
-from hindsight_exec.turns import turn_messages
-from hindsight_exec.writer import RetainWriter
+
+from .compat import DeliveryQueue, weakly
+from .connection import Connection
+from .identity import Identity
+from .recall import LONGEST_WAIT, Recall, Recalled, framed, memories
+from .scrub import is_synthetic, scrub
 
 if TYPE_CHECKING:
-    from hindsight_exec.client import HindsightClient
-    from hindsight_exec.config import Settings
+    from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.settings.config import Settings
 
 __all__ = ["HindsightMemoryProvider"]
 
@@ -103,7 +104,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
 
     def post_setup(self, hermes_home: str, config: Any) -> None:
         """``hermes memory setup``: asks, saves, makes this the provider, and tries the connection."""
-        from hindsight_exec.hermes.wizard import run  # noqa: PLC0415 - only when it is used
+        from .wizard import run  # noqa: PLC0415 - only when it is used
 
         run(Path(hermes_home))
 

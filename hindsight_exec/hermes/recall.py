@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
 
 from hindsight_exec.errors import HindsightExecError, Rejected
-from hindsight_exec.hermes.scrub import is_synthetic, scrub
+
+from .scrub import is_synthetic, scrub
 
 if TYPE_CHECKING:
-    from hindsight_exec.client import HindsightClient
-    from hindsight_exec.config import Settings
-    from hindsight_exec.hermes.connection import Connection
+    from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.settings.config import Settings
+
+    from .connection import Connection
 
 __all__ = ["Recall", "Recalled", "framed", "memories"]
 

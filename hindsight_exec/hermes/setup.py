@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from hindsight_exec.config import CLOUD_URL, LOCAL_URL, Settings, configurable
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
+from hindsight_exec.settings.config import CLOUD_URL, LOCAL_URL, Settings, configurable
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 
@@ -146,8 +146,8 @@ def status(settings: Settings, home: Path) -> Dict[str, Any]:
 
 
 def _waiting(home: Path) -> Dict[str, Any]:
-    from hindsight_exec import spool  # noqa: PLC0415 - brings sqlite3
-    from hindsight_exec.outbox import Outbox  # noqa: PLC0415
+    from hindsight_exec.outbox import spool  # noqa: PLC0415 - brings sqlite3
+    from hindsight_exec.outbox.store import Outbox  # noqa: PLC0415
 
     waiting = accepted = dead = unreadable = 0
     oldest: List[float] = []

@@ -8,7 +8,7 @@ import concurrent.futures
 import json
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from hindsight_exec.times import parse_local
+from hindsight_exec.conversation.times import parse_local
 
 __all__ = [
     "RECALL",

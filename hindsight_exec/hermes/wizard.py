@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from hindsight_exec.config import CLOUD_URL, LOCAL_URL, Settings, configurable
-from hindsight_exec.config_values import PARSERS, WrongValue
+from hindsight_exec.client.urls import normalise_url
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded, host, setup
-from hindsight_exec.hermes.install import NAME
-from hindsight_exec.hermes.yaml_edit import with_provider
-from hindsight_exec.urls import normalise_url
+from hindsight_exec.settings.config import CLOUD_URL, LOCAL_URL, Settings, configurable
+from hindsight_exec.settings.values import PARSERS, WrongValue
+
+from .install import NAME
+from .yaml_edit import with_provider
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +125,7 @@ def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[P
 
 
 def _try(settings: Settings) -> None:
-    from hindsight_exec.commands.doctor import server_checks  # noqa: PLC0415 - brings the client
+    from hindsight_exec.cli.doctor import server_checks  # noqa: PLC0415 - brings the client
 
     problem = setup.missing(settings)
     if problem:

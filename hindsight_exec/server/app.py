@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from hindsight_exec.errors import ConfigError
+from hindsight_exec.server import requests
 
-from . import requests
 from .store import Store
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections import Counter
 from datetime import timezone
 from typing import Any, Mapping, Sequence
 
-from hindsight_exec.times import parse_iso
+from hindsight_exec.conversation.times import parse_iso
 
 from .text import sanitize
 

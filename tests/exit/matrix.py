@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from hindsight.proxy import Proxy, at_random, read_message
 from serving import Serving, stored
 
-from hindsight_exec.commands.waiting import look
+from hindsight_exec.cli.status import look
 
 DRAIN_TIMEOUT = 1.0
 #: Seconds after which a process that does not end is killed, and its cell has failed.

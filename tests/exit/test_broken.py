@@ -12,11 +12,11 @@ BROKEN = {
     "the file is overwritten": """
         for path in state.glob("*.db"):
             path.write_bytes(b"not SQLite" * 1000)""",
-    "the database is closed": "writer._shared._own.outbox.close()",
+    "the database is closed": "writer._engine._own.outbox.close()",
     "delivery fails": "Delivery._pass = fail",
     "the files cannot be closed": "Outbox.close = Outbox.summary = fail",
     "exit callbacks fail": "call_at_exit(fail)\n        call_at_exit(fail, DRAIN)",
-    "the bound's callback fails": "writer._shared.delivery.cancel = fail",
+    "the bound's callback fails": "writer._engine.delivery.cancel = fail",
     "what is told of trouble fails": "writer.on_trouble = fail",
     "the worker is gone": "threading.Thread.start = fail",
 }
@@ -30,9 +30,9 @@ def test_exit_status_stays_the_programs(run, tmp_path, broken, ending, status):
         import logging, shutil, sys, threading
         from pathlib import Path
         from hindsight_exec import RetainWriter, Settings
-        from hindsight_exec.delivery import Delivery
+        from hindsight_exec.delivery.worker import Delivery
         from hindsight_exec.executor import DRAIN, call_at_exit
-        from hindsight_exec.outbox import Outbox
+        from hindsight_exec.outbox.store import Outbox
 
         logging.getLogger("hindsight_exec").addHandler(logging.NullHandler())
         logging.getLogger("hindsight_exec").propagate = False

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from hindsight_exec import config
 from hindsight_exec.hermes import HindsightMemoryProvider
+from hindsight_exec.settings import config
 
 from .recording import Hindsight, configure
 

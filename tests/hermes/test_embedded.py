@@ -24,12 +24,13 @@ import pytest
 from serving import documents, free_port, get
 
 from hindsight_exec import Settings
-from hindsight_exec.cli import main
-from hindsight_exec.commands import doctor, where
-from hindsight_exec.commands.console import UNREACHABLE, USAGE
-from hindsight_exec.config import resolve_credential
+from hindsight_exec.cli import doctor
+from hindsight_exec.cli import targets as where
+from hindsight_exec.cli.console import UNREACHABLE, USAGE
+from hindsight_exec.cli.main import main
 from hindsight_exec.errors import Starting, Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
+from hindsight_exec.settings.config import resolve_credential
 
 from .recording import LIMIT, configure
 from .test_history import History

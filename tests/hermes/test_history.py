@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from serving import Serving, documents, stored
 
-from hindsight_exec.cli import main
+from hindsight_exec.cli.main import main
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes.history import past_sessions
 

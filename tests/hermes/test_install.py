@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hindsight_exec.cli import make_parser
+from hindsight_exec.cli.main import make_parser
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import install
 from hindsight_exec.hermes.cli import hindsight_exec_command, register_cli
@@ -132,7 +132,7 @@ def test_commands_in_hermes_are_ours(home, monkeypatch, given, ours):
     """What `hermes hindsight_exec` is given reaches our command line, and is understood there."""
     called = []
     monkeypatch.setenv("HINDSIGHT_EXEC_STATE", "")  # put back afterwards
-    monkeypatch.setattr("hindsight_exec.cli.main", called.append)
+    monkeypatch.setattr("hindsight_exec.cli.main.main", called.append)
     parser = argparse.ArgumentParser()
     register_cli(parser)
     hindsight_exec_command(parser.parse_args(given.split()))

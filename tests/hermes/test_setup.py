@@ -13,9 +13,9 @@ import types
 import pytest
 
 from hindsight_exec import Settings
-from hindsight_exec.config import configurable
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import HindsightMemoryProvider, config_schema, host, register
+from hindsight_exec.settings.config import configurable
 
 from .recording import configure
 

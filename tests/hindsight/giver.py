@@ -15,8 +15,10 @@ import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 
-from hindsight_exec import RetainWriter, Settings, schedule, spool
-from hindsight_exec.turns import turn_messages
+from hindsight_exec import RetainWriter, Settings
+from hindsight_exec.conversation.turns import turn_messages
+from hindsight_exec.delivery import schedule
+from hindsight_exec.outbox import spool
 
 
 def say(*words: object) -> None:

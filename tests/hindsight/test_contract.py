@@ -12,10 +12,16 @@ from typing import Any, Callable
 
 import pytest
 
-from hindsight_exec.client import HindsightClient
+from hindsight_exec.client.api import HindsightClient
+from hindsight_exec.conversation.turns import (
+    document_id,
+    document_item,
+    source,
+    time_ordered_id,
+    turn,
+)
 from hindsight_exec.errors import Rejected, Unauthorized
 from hindsight_exec.server import EmbeddedServer
-from hindsight_exec.turns import document_id, document_item, source, time_ordered_id, turn
 
 from .conftest import KEY
 from .openapi import OpenAPI

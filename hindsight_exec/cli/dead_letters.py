@@ -1,0 +1,249 @@
+"""`outbox` and `dead`: reading and erasing what waits, and what the server would not take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+from hindsight_exec.conversation.turns import identifier
+from hindsight_exec.errors import ConfigError, HindsightExecError
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.store import Outbox
+
+from .console import OK, UNDONE, counted, duration, note, plain, say, say_json, table
+from .targets import folders
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+_WIDTH = 50  # characters of a content in a list
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A held turn or a document, with a name that is its own in all files."""
+
+    name: str
+    path: Path
+    row: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        return int(self.row["id"])
+
+
+def entries(places: list[Path]) -> Iterator[Entry]:
+    """All entries of the folders. Files that cannot be read are told."""
+    for folder in places:
+        for path in spool.files(folder):
+            try:
+                with contextlib.closing(Outbox(path, readonly=True)) as outbox:
+                    rows = outbox.entries()
+            except HindsightExecError as error:
+                if path.exists():
+                    note(str(error))
+                continue
+            for row in rows:
+                kind = "t" if row["state"] == "held" else "d"
+                # A file's name begins with its time; its end tells files apart.
+                yield Entry(f"{path.stem[-6:]}.{kind}{row['id']}", path, row)
+
+
+def outbox_list(args: argparse.Namespace) -> int:
+    return _list(args, "nothing waits", ("held", "queued", "accepted"))
+
+
+def dead_list(args: argparse.Namespace) -> int:
+    return _list(args, "there are no dead letters", ("dead",))
+
+
+def _list(args: argparse.Namespace, none: str, states: tuple[str, ...]) -> int:
+    found = [entry for entry in entries(folders(args.state)) if entry.row["state"] in states]
+    if args.json:
+        say_json([{**entry.row, "id": entry.name} for entry in found])
+    elif not found:
+        say(none)
+    else:
+        rows = [("ID", "STATE", "AGE", "TURNS", "BANK", "SESSION", "CONTENT")]
+        for entry in found:
+            row = entry.row
+            age = duration(time.time() - row["given_at"])
+            told = row["error"] or _first_words(row["content"])
+            turns = str(row["turns"])
+            rows.append(
+                (
+                    entry.name,
+                    row["state"],
+                    age,
+                    turns,
+                    row["bank"],
+                    _cut(row["session"]),
+                    _cut(told),
+                )
+            )
+        table(rows, right=(2, 3))
+    return OK
+
+
+def outbox_show(args: argparse.Namespace) -> int:
+    entry = _named(args.id, list(entries(folders(args.state))))
+    if args.json:
+        say_json({**entry.row, "id": entry.name})
+        return OK
+    row = entry.row
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["given_at"]))
+    say(f"{entry.name}: {row['state']}, {counted(row['turns'], 'turn')} given at {at}")
+    say(f"to {row['url']}, bank {row['bank']}, session {plain(row['session'])}")
+    for name, label in (("document_id", "document"), ("error", "error")):
+        if row[name]:
+            say(f"{label} {plain(row[name])}")
+    for message in _messages(row["content"]):
+        say()
+        say(plain(message))
+    return OK
+
+
+def outbox_purge(args: argparse.Namespace) -> int:
+    """Erase for good what waits and what is dead."""
+    places = folders(args.state)
+    what = f"session {args.session!r}" if args.session else "all sessions"
+    if not _agreed(args, f"Erase what waits and what is dead of {what}, for good?"):
+        return UNDONE
+    session = identifier(args.session) if args.session else None
+    erased = removed = 0
+    missed = []
+    for folder in places:
+        for path in spool.files(folder):
+            try:
+                erased += _owned(path, lambda outbox: outbox.purge(session))
+            except HindsightExecError as error:
+                missed.append(str(error))
+        aside = spool.aside(folder)
+        if aside and session is None:
+            for path in aside:
+                for suffix in ("", "-wal", "-journal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        path.with_name(path.name + suffix).unlink()
+            removed += len(aside)
+        elif aside:
+            missed.append(
+                f"{counted(len(aside), 'file')} set aside in {folder} may hold turns of it, too:"
+                " a purge without --session erases them"
+            )
+    if args.json:
+        return _told({"erased": erased, "files_set_aside": removed}, missed)
+    if removed:
+        note(f"erased {counted(removed, 'file')} that had been set aside")
+    say(f"{counted(erased, 'turn')} erased")
+    return _missed(missed)
+
+
+def dead_retry(args: argparse.Namespace) -> int:
+    count, missed = _dead(args, lambda outbox, numbers: outbox.requeue(numbers))
+    if args.json:
+        return _told({"revived": count}, missed)
+    say(f"{counted(count, 'dead letter')} revived")
+    if count:
+        note("'hindsight-exec flush' sends them now, or the next start does")
+    return _missed(missed)
+
+
+def dead_discard(args: argparse.Namespace) -> int:
+    count, missed = _dead(args, lambda outbox, numbers: outbox.discard(numbers))
+    if args.json:
+        return _told({"erased": count}, missed)
+    say(f"{counted(count, 'dead letter')} erased")
+    return _missed(missed)
+
+
+def _dead(
+    args: argparse.Namespace, change: Callable[[Outbox, list[int]], int]
+) -> tuple[int, list[str]]:
+    """Change the dead letters that are named, or all; how many were, and what could not be."""
+    if bool(args.ids) == args.all:
+        raise ConfigError("name dead letters by their ids (see 'dead list'), or give --all")
+    found = [entry for entry in entries(folders(args.state)) if entry.row["state"] == "dead"]
+    chosen = found if args.all else [_named(name, found) for name in args.ids]
+    count = 0
+    missed = []
+    for path in dict.fromkeys(entry.path for entry in chosen):
+        numbers = [entry.number for entry in chosen if entry.path == path]
+        try:
+            count += _owned(path, lambda outbox, numbers=numbers: change(outbox, numbers))  # type: ignore[misc]
+        except HindsightExecError as error:
+            missed.append(str(error))
+    return count, missed
+
+
+def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
+    """Change a file while nobody else may; an empty one is removed.
+
+    Raises:
+        ConfigError: A running process owns it.
+        OutboxError: It cannot be changed.
+    """
+    claim = spool.adopt(path)
+    if claim is None:
+        if not path.exists():
+            return 0
+        raise ConfigError(f"{path.name} belongs to a running process: end that first")
+    empty = False
+    try:
+        with contextlib.closing(Outbox(path)) as outbox:
+            count = change(outbox)
+            empty = outbox.is_empty()
+    finally:
+        claim.release(remove=empty)
+    return count
+
+
+def _told(result: dict[str, Any], problems: list[str]) -> int:
+    """The same for a script."""
+    say_json({**result, "errors": problems})
+    return UNDONE if problems else OK
+
+
+def _missed(problems: list[str]) -> int:
+    for problem in problems:
+        note(problem)
+    return UNDONE if problems else OK
+
+
+def _named(name: str, found: list[Entry]) -> Entry:
+    for entry in found:
+        if entry.name == name:
+            return entry
+    raise ConfigError(f"there is no {name!r}; the lists show the ids")
+
+
+def _agreed(args: argparse.Namespace, question: str) -> bool:
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody can be asked here: give --yes to erase without a question")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _messages(content: str) -> list[str]:
+    """The messages of a content, or the content."""
+    try:
+        messages = json.loads(content)
+        return [str(message["content"]) for message in messages]
+    except (ValueError, TypeError, KeyError):
+        return [content]
+
+
+def _first_words(content: str) -> str:
+    return next(iter(_messages(content)), "")
+
+
+def _cut(text: str) -> str:
+    text = plain(re.sub(r"\s+", " ", text))
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

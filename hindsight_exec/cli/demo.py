@@ -1,0 +1,274 @@
+"""`hindsight-exec demo`: processes that end in five ways, and what of their turns is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hindsight_exec.client.api import HindsightClient
+from hindsight_exec.client.loop import background_loop
+from hindsight_exec.errors import HindsightExecError
+from hindsight_exec.executor import DrainingExecutor
+
+from .console import OK, UNDONE, coloured, note, say, say_json, table
+from .demo_child import BANK
+
+if TYPE_CHECKING:
+    import argparse
+
+    from typing_extensions import Self
+
+_KINDS = ("ours", "theirs")
+_PROGRAM = (sys.executable, "-m", "hindsight_exec")
+
+# Seconds a request takes, about what a real server takes to accept one.
+_LATENCY = 0.05
+
+# Seconds after which a process is taken for stuck. Nothing here comes near.
+_STUCK = 30.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A way for a process to end."""
+
+    name: str
+    end: str = "return"  # what the process does
+    signal: int | None = None  # what is done to it
+    server: bool = True  # whether the server is there
+
+
+ENDINGS = (
+    Ending("falls off the end of main"),
+    Ending("Ctrl-C", "wait", signal.SIGINT),
+    Ending("raises an exception", "raise"),
+    Ending("SIGKILL, then the next start", "wait", getattr(signal, "SIGKILL", signal.SIGTERM)),
+    Ending("server down until the next start", server=False),
+)
+
+
+@dataclass
+class Outcome:
+    """What became of the turns of one process."""
+
+    ending: str
+    given: int
+    stored: int = 0
+    twice: int = 0
+    exit_seconds: float = 0.0
+
+    @property
+    def right(self) -> bool:
+        return self.stored == self.given and not self.twice
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.json:
+        say(
+            f"Processes are given {args.turns} turns each, and end. The server takes"
+            f" {_LATENCY * 1000:.0f} ms for a request."
+        )
+    # Two at once: ours, and the same with a plain ThreadPoolExecutor.
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hindsight-exec-")))
+        server = stack.enter_context(_Server(folder / "server"))
+        lanes = stack.enter_context(DrainingExecutor(len(_KINDS)))
+        trials = [
+            [_Trial(kind, one, args.turns, server, folder) for one in ENDINGS] for kind in _KINDS
+        ]
+        list(lanes.map(_run_with_server, trials))
+        server.stop()
+        list(lanes.map(_run_without_server, trials))
+        server.start()
+        ours, theirs = lanes.map(_outcomes, trials)
+    right = all(outcome.right for outcome in ours)
+    if args.json:
+        say_json({"hindsight_exec": list(map(asdict, ours)), "plain": list(map(asdict, theirs))})
+    else:
+        _show(ours, theirs)
+    if not right:
+        lost = sum(outcome.given - outcome.stored for outcome in ours)
+        note(f"{lost} of our turns are lost, {sum(one.twice for one in ours)} are stored twice")
+    return OK if right else UNDONE
+
+
+def _show(ours: list[Outcome], theirs: list[Outcome]) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("", "", "hindsight-exec", "", "ThreadPoolExecutor", ""),
+        ("the process", "given", "stored", "exit", "stored", "exit"),
+    ]
+    for one, other in zip(ours, theirs):
+        cells = [one.ending, str(one.given)]
+        for outcome in (one, other):
+            cells += [str(outcome.stored), f"{outcome.exit_seconds:.2f} s"]
+        rows.append(tuple(cells))
+    say()
+    table(rows, right=(1, 2, 3, 4, 5))
+    say()
+    if all(one.right for one in ours):
+        say(coloured("Every turn given to hindsight-exec is stored, once.", "green"))
+
+
+def _run_with_server(trials: list[_Trial]) -> None:
+    for trial in trials:
+        if trial.ending.server:
+            trial.end()
+
+
+def _run_without_server(trials: list[_Trial]) -> None:
+    for trial in trials:
+        if not trial.ending.server:
+            trial.end()
+
+
+def _outcomes(trials: list[_Trial]) -> list[Outcome]:
+    return [trial.outcome() for trial in trials]
+
+
+class _Server:
+    """The embedded server as a process of its own, at one port however often it is started."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._process: subprocess.Popen[str] | None = None
+        self.url = "http://127.0.0.1:0"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        port = self.url.rpartition(":")[2]
+        command = [*_PROGRAM, "serve", "--port", port, "--data", str(self._data), "--until-eof"]
+        process = _start([*command, "--latency", str(_LATENCY)], stdin=subprocess.PIPE)
+        self._process = process
+        self.url = _first_line(process)
+        if not self.url:
+            raise HindsightExecError("the server of the demo does not start")
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+
+
+class _Trial:
+    """One process, from its start to the count of what is stored of its turns."""
+
+    def __init__(
+        self, kind: str, ending: Ending, turns: int, server: _Server, folder: Path
+    ) -> None:
+        self.ending = ending
+        self._kind = kind
+        self._session = f"{kind}-{ENDINGS.index(ending)}"
+        self._turns = turns
+        self._server = server
+        self._state = folder / self._session
+        self._seconds = 0.0
+
+    def end(self) -> None:
+        """Run the process to its end."""
+        child = _start(
+            [
+                *(sys.executable, "-m", "hindsight_exec.cli.demo_child"),
+                *(self._kind, self._server.url, self._session, str(self._turns)),
+                *(self.ending.end, str(self._state)),
+            ]
+        )
+        try:
+            _first_line(child)  # all turns are given
+            began = time.monotonic()
+            if self.ending.signal is not None:
+                child.send_signal(self.ending.signal)
+            child.wait(_STUCK)
+            self._seconds = time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            self._seconds = _STUCK
+        finally:
+            _end(child)
+
+    def outcome(self) -> Outcome:
+        if self._kind == "ours" and any(self._state.glob("*.db")):
+            # What the next program does that uses the folder. A machine under load may leave
+            # turns on disk where none are expected; they are not lost.
+            subprocess.run(  # noqa: S603 - our own program
+                [*_PROGRAM, "flush", "--state", str(self._state), "--timeout", str(_STUCK)],
+                env=_environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+        counts = Counter(background_loop().run(_stored(self._server.url, self._session)).result())
+        return Outcome(
+            self.ending.name,
+            self._turns,
+            stored=len(counts),
+            twice=sum(count - 1 for count in counts.values()),
+            exit_seconds=self._seconds,
+        )
+
+
+async def _stored(url: str, session: str) -> list[str]:
+    """The questions of the session that the server holds, each as often as it is there."""
+    async with HindsightClient(url) as client:
+        # Operations are run in their order: when this one is done, all before it are.
+        marker = await client.retain(BANK, [{"content": "marker", "document_id": "marker"}])
+        while True:
+            operation = await client.operation(BANK, marker["operation_id"])
+            if operation["status"] not in ("pending", "processing"):
+                break
+        page = await client.documents(BANK, tags=[f"session:{session}"], limit=10_000)
+        ids = [item["id"] for item in page["items"]]
+        documents = await asyncio.gather(*(client.document(BANK, name) for name in ids))
+    messages = [
+        message for document in documents for message in json.loads(document["original_text"])
+    ]
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def _start(command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """A process that Ctrl-C at our terminal does not reach: we end it ourselves."""
+    return subprocess.Popen(  # noqa: S603 - our own program
+        command,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # exit without us is loud
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    return process.stdout.readline().strip() if process.stdout else ""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what the user has configured: the demo talks to its own server only."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HINDSIGHT_", "HERMES_"))
+    }

@@ -1,0 +1,309 @@
+"""`hindsight-exec import hermes`: sessions that Hermes had before, each once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator
+
+from hindsight_exec.conversation.turns import identifier
+from hindsight_exec.delivery.schedule import CHUNK
+from hindsight_exec.delivery.writer import RetainWriter
+from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
+from hindsight_exec.hermes import embedded
+from hindsight_exec.hermes.history import PastSession, past_sessions, when
+from hindsight_exec.hermes.setup import state_of
+from hindsight_exec.outbox import spool
+from hindsight_exec.settings.config import Settings, default_hermes_home
+
+from .console import (
+    KEY_REFUSED,
+    OK,
+    UNDONE,
+    UNREACHABLE,
+    USAGE,
+    Progress,
+    counted,
+    note,
+    plain,
+    say,
+    say_json,
+    table,
+    without_warnings,
+)
+from .retain import ask, probe, until_stored
+
+if TYPE_CHECKING:
+    import argparse
+
+    from hindsight_exec.client.api import HindsightClient
+
+# A session that was used so recently may still go on: the provider retains it live.
+_QUIET_SECONDS = 3600.0
+
+# Sessions asked about at once.
+_AT_ONCE = 16
+
+
+@dataclass
+class _Plan:
+    """What is to be done with a session: `new`, `begun`, or why it is left out."""
+
+    past: PastSession
+    state: str
+
+    @property
+    def due(self) -> bool:
+        return self.state in ("new", "begun")
+
+    @property
+    def chars(self) -> int:
+        return sum(len(turn.user) + len(turn.assistant) for turn in self.past.turns)
+
+
+def run(args: argparse.Namespace) -> int:
+    home = Path(args.home).expanduser() if args.home else default_hermes_home(os.environ)
+    settings = Settings.load(home)
+    if settings.unusable or not settings.configured:
+        remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"
+        raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")
+    if settings.durability == "memory":
+        raise ConfigError("durability is memory: an import needs the outbox on disk")
+    sessions = [past for past in past_sessions(home.absolute()) if _wanted(past, args)]
+    embedded.know(settings)
+    probe(settings, args.timeout)
+    state = args.state or state_of(home.absolute())
+    assert state is not None  # noqa: S101 - for the type: there is a home
+    with _Journal(state, settings) as journal:
+        plans = _plans(sessions, journal, settings, always=bool(args.session))
+        due = [plan for plan in plans if plan.due]
+        if args.dry_run or not due:
+            _show(plans, args)
+            return OK
+        if not args.yes:
+            _show(plans, args, to_ask=True)
+            if not sys.stdin.isatty():
+                note("nothing was imported: --yes does it without asking")
+                return USAGE
+            if input(f"Import {counted(len(due), 'session')}? [y/N] ").strip().lower() != "y":
+                return UNDONE
+        return _import(due, plans, journal, settings, state, args)
+
+
+def _wanted(past: PastSession, args: argparse.Namespace) -> bool:
+    if args.session:
+        return past.identity.session in args.session
+    return args.since is None or past.last_at >= args.since
+
+
+def _plans(
+    sessions: list[PastSession], journal: _Journal, settings: Settings, *, always: bool
+) -> list[_Plan]:
+    plans, unknown = [], []
+    for past in sessions:
+        state = journal.state(past)
+        if not state and not always and time.time() - past.last_at < _QUIET_SECONDS:
+            state = "in use"
+        plan = _Plan(past, state or "new")
+        plans.append(plan)
+        if not state:
+            unknown.append(plan)
+    for first in range(0, len(unknown), _AT_ONCE):
+        some = unknown[first : first + _AT_ONCE]
+        for plan, there in zip(some, _are_there([plan.past for plan in some], settings)):
+            if there:
+                plan.state = "in the bank"
+    return plans
+
+
+def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
+    """Whether the server has documents of these sessions: ours, or the bundled provider's."""
+
+    async def is_there(client: HindsightClient, past: PastSession) -> bool:
+        bank, session = past.identity.bank(settings), identifier(past.identity.session)
+        with contextlib.suppress(Rejected):  # 404: no such bank
+            tagged = await client.documents(bank, limit=1, tags=[identifier(f"session:{session}")])
+            named = await client.documents(bank, limit=20, query=session)
+            return bool(tagged["total"]) or any(
+                item["id"].startswith(session) for item in named["items"]
+            )
+        return False
+
+    async def are_there(client: HindsightClient) -> list[bool]:
+        return await asyncio.gather(*(is_there(client, past) for past in sessions))
+
+    return ask(settings, are_there)
+
+
+def _import(
+    due: list[_Plan],
+    plans: list[_Plan],
+    journal: _Journal,
+    settings: Settings,
+    state: Path,
+    args: argparse.Namespace,
+) -> int:
+    writer = RetainWriter(settings, state=state)
+    total = sum(len(plan.past.turns) for plan in due)
+    try:
+        with Progress("turns stored") as progress:
+            for plan in due:
+                journal.note(plan.past, "begun")
+                _give(writer, plan.past, settings)
+                journal.note(plan.past, "done")
+                plan.state = "imported"
+                progress.update(writer.counters().own_completed, total)
+            arrived = until_stored(writer, total, args.timeout, progress)
+    finally:
+        counters, refused = writer.counters(), writer.paused
+        if counters.waiting:
+            note(f"{counted(counters.waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends")
+        with without_warnings():
+            writer.close(0 if counters.waiting else None)
+    _show(plans, args, stored=counters.own_completed)
+    if counters.own_dead:
+        note(
+            f"{counted(counters.own_dead, 'turn')} refused by the server: 'hindsight-exec dead list'"
+        )
+    if refused:
+        return KEY_REFUSED
+    if not arrived:
+        return UNREACHABLE
+    return UNDONE if counters.own_dead else OK
+
+
+def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
+    identity = past.identity
+    now = datetime.now(timezone.utc)
+    messages = [
+        (
+            turn.messages(
+                now,
+                user_prefix=settings.retain_user_prefix,
+                assistant_prefix=settings.retain_assistant_prefix,
+            ),
+            when(turn) or now.timestamp(),
+        )
+        for turn in past.turns
+    ]
+    while True:
+        try:
+            writer.put_conversation(
+                messages,
+                session=identity.session,
+                bank=identity.bank(settings),
+                context=settings.retain_context,
+                tags=identity.tags(settings),
+                metadata=identity.metadata(settings),
+                observation_scopes=settings.observation_scopes,
+            )
+        except OutboxFull:
+            if not writer.flush():
+                raise
+        else:
+            return
+
+
+def _show(
+    plans: list[_Plan],
+    args: argparse.Namespace,
+    *,
+    stored: int | None = None,
+    to_ask: bool = False,
+) -> None:
+    chosen = [plan for plan in plans if plan.due or plan.state == "imported"]
+    turns = sum(len(plan.past.turns) for plan in chosen)
+    if args.json and not to_ask:
+        say_json(
+            {
+                "sessions": [
+                    {
+                        "session": plan.past.identity.session,
+                        "title": plan.past.title,
+                        "state": plan.state,
+                        "turns": len(plan.past.turns),
+                        "characters": plan.chars,
+                        "last_at": plan.past.last_at,
+                    }
+                    for plan in plans
+                ],
+                "turns": turns,
+                "stored": stored,
+            }
+        )
+        return
+    if stored is not None:
+        say(f"{stored} of {counted(turns, 'turn')} stored")
+        return
+    rows = [
+        (
+            plan.past.identity.session,
+            f"{datetime.fromtimestamp(plan.past.last_at):%Y-%m-%d}",
+            str(len(plan.past.turns)),
+            plan.state,
+            plain(plan.past.title)[:40],
+        )
+        for plan in plans
+    ]
+    if rows:
+        table([("session", "last used", "turns", "state", "title"), *rows], right=[2])
+    cost = -(-sum(plan.chars for plan in chosen) // CHUNK)
+    say(
+        f"{counted(sum(plan.due for plan in plans), 'session')} to import, with"
+        f" {counted(turns, 'turn')}: about {counted(cost, 'extraction')} for the server's LLM"
+    )
+
+
+class _Journal:
+    """Which sessions were imported into which bank: a line for each step, flushed to the disk.
+
+    Raises:
+        ConfigError: Another import runs, or the file cannot be written.
+    """
+
+    def __init__(self, state: Path, settings: Settings) -> None:
+        self._path = state / "imported.jsonl"
+        self._settings = settings
+        self._known: dict[tuple[str, str, str], str] = {}
+
+    def __enter__(self) -> _Journal:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.fdopen(os.open(self._path, flags, 0o600), "r+", encoding="utf-8")
+        if not spool.try_lock(self._file.fileno()):
+            self._file.close()
+            raise ConfigError(f"another import runs: {self._path} is locked")
+        for url, bank, session, state in self._lines():
+            self._known[url, bank, session] = state
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def _lines(self) -> Iterator[list[str]]:
+        for line in self._file:
+            with contextlib.suppress(ValueError):  # the last line of a killed process
+                value = json.loads(line)
+                if isinstance(value, list) and len(value) == 4:
+                    yield value
+
+    def state(self, past: PastSession) -> str:
+        """`done`, `begun`, or nothing."""
+        return self._known.get(self._key(past), "")
+
+    def note(self, past: PastSession, state: str) -> None:
+        self._known[self._key(past)] = state
+        self._file.write(f"\n{json.dumps([*self._key(past), state])}")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _key(self, past: PastSession) -> tuple[str, str, str]:
+        identity = past.identity
+        return self._settings.api_url, identity.bank(self._settings), identity.session

@@ -1,0 +1,1 @@
+"""The Hindsight HTTP API, and the event loop that carries its requests."""

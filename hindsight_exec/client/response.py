@@ -1,0 +1,109 @@
+"""What an answer holds: bounded, decoded, and not trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
+from datetime import timezone
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_MAX_RETRY_AFTER = 3600.0  # seconds
+
+
+class BodyError(Exception):
+    """An answer's body is too large, or not decodable."""
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes, counted as decoded."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    decoder = None
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        decoder = zlib.decompressobj(47)  # either header
+    elif encoding not in ("identity", ""):
+        raise BodyError(f"its answer is encoded as {encoding:.40}, which was not asked for")
+    parts: list[bytes] = []
+    size = 0
+    async for received in response.content.iter_any():
+        part = received
+        if decoder is not None:
+            try:
+                part = decoder.decompress(received, limit + 1 - size)
+            except zlib.error as error:
+                raise BodyError(f"its answer cannot be decoded: {error}") from error
+        size += len(part)
+        if size > limit:
+            raise BodyError(f"its answer has more than {limit} bytes")
+        parts.append(part)
+    if decoder is not None and not decoder.eof:
+        raise BodyError("its answer cannot be decoded: it is not complete")
+    return b"".join(parts)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # 64 bits; what is longer is no number of this API
+        raise ValueError(f"number of {len(digits)} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("number too large")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def loads(body: bytes) -> Any:
+    # Decoded first: json would guess UTF-16 and UTF-32.
+    return json.loads(
+        body.decode("utf-8"), parse_int=_integer, parse_float=_float, parse_constant=_constant
+    )
+
+
+def error_detail(body: bytes) -> str:
+    """What an error's body says: FastAPI's "detail", another key, or all of it."""
+    text = body.decode("utf-8", "replace")
+    try:
+        answer = loads(body)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(answer, dict):
+        return text
+    said = answer.get("detail") or answer.get("error") or answer.get("message") or text
+    if isinstance(said, list):
+        # Where and what, without "input", which would repeat the request.
+        return "; ".join(
+            f"{'.'.join(map(str, entry['loc']))}: {entry.get('msg')}"
+            if isinstance(entry, dict) and isinstance(entry.get("loc"), list)
+            else str(entry)
+            for entry in said
+        )
+    return said if isinstance(said, str) else json.dumps(said)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date."""
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        seconds = float(value)
+    else:
+        try:
+            date = parsedate_to_datetime(value)
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return None
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=timezone.utc)
+        seconds = date.timestamp() - time.time()
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER)

@@ -1,0 +1,1 @@
+"""Turns and transcripts: pure functions and types, no threads, disk or network."""

@@ -1,0 +1,1 @@
+"""What is on disk: turns, documents, batches and dead letters."""

@@ -1,0 +1,235 @@
+"""The state folder: who owns which outbox file, and what dead processes left.
+
+Each process writes a file of its own, ``<id>.db``, for as long as it holds the
+lock on ``<id>.lock`` beside it.  The system drops that lock with the process,
+however it ends, and then the next process may adopt the file.  Two owners of
+one file would send everything twice; two SQLite connections that write one
+file can lose committed rows (the WAL-reset bug of SQLite before 3.51.3).
+
+Why a separate lock file, and ``flock``: a POSIX record lock (``lockf``, and
+SQLite's own) is dropped when ANY descriptor of the file is closed in the
+process.  A forked child shares the ``flock`` of its parent, so it closes the
+descriptor at once, or the lock would outlive the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import Iterator, Optional
+
+from hindsight_exec.conversation.turns import time_ordered_id
+from hindsight_exec.errors import OutboxUnavailable
+
+if sys.platform == "win32":  # declared untested
+    import msvcrt
+
+    def try_lock(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                return False
+            raise
+        return True
+
+else:
+    import fcntl
+
+    def try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_MODE = 0o600
+
+#: Seconds to wait for the folder's lock, which others hold for microseconds;
+#: but one that is stopped (SIGSTOP) meanwhile must not stop us too.
+_PATIENCE = 5.0
+
+# Descriptors of locks that this process holds, for the forked child to close.
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+class Claim:
+    """An outbox file that this process owns, until :meth:`release`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._pid = os.getpid()
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the file up; with ``remove`` it is deleted, lock and all. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0 or self._pid != os.getpid():
+            return
+        try:
+            with folder_lock(self.path.parent):
+                if remove:
+                    # The lock goes last: while it is there, so is an owner.
+                    for suffix in ("", "-wal", "-shm", "-journal"):
+                        _unlink(Path(f"{self.path}{suffix}"))
+                    _unlink(self.path.with_suffix(".lock"))
+        except OSError:
+            pass  # the folder is gone or read-only; an empty file is harmless
+        finally:
+            _close(descriptor)
+
+    def set_aside(self, reason: str) -> Path:
+        """Rename the file so that nothing opens it again, and give it up.
+
+        Returns the new path: ``<id>.<reason>-<time>.aside`` in the same
+        folder, with its log beside it.
+        """
+        aside = self.path.with_suffix(f".{reason}-{time.strftime('%Y%m%dT%H%M%S')}.aside")
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{suffix}").replace(f"{aside}{suffix}")
+        self.release(remove=True)
+        return aside
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's own lock, around making, adopting and removing files."""
+    descriptor = _open(folder / ".folder.lock")
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while not try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise OSError(errno.EAGAIN, "another process holds its lock", str(folder))
+            time.sleep(0.005)
+        yield
+    finally:
+        _close(descriptor)
+
+
+def create(folder: Path) -> Claim:
+    """A new file's name, owned by this process; the file itself is empty.
+
+    Raises:
+        OutboxUnavailable: The folder cannot be made, written or locked.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_mode & 0o077 and _mine(folder.stat()):
+            folder.chmod(0o700)
+        with folder_lock(folder):
+            path = folder / f"{time_ordered_id(time.time())}.db"
+            descriptor = _open(path.with_suffix(".lock"))
+            try:
+                if not try_lock(descriptor):
+                    raise OSError(errno.EAGAIN, "a new file's lock is taken", str(path))
+                # Made here, so that it is private from its first byte on and
+                # is no link that somebody laid.
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW, _MODE))
+            except BaseException:
+                _unlink(path.with_suffix(".lock"))
+                _close(descriptor)
+                raise
+        return Claim(path, descriptor)
+    except OSError as error:
+        raise OutboxUnavailable(f"cannot keep turns in {folder}: {error}") from error
+
+
+def adopt(path: Path) -> Optional[Claim]:
+    """Own the file that a dead process left; None if its owner lives or it is gone.
+
+    Raises:
+        OutboxUnavailable: The folder cannot be locked, or the file is not a
+            plain file of this user (a link, say): it is left alone.
+    """
+    try:
+        with folder_lock(path.parent):
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:
+                return None
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not _mine(status):
+                raise OutboxUnavailable(
+                    f"{path} is not a plain file of this user, so it is left alone; "
+                    "if you know it, copy it to a file of yours and remove it"
+                )
+            descriptor = _open(path.with_suffix(".lock"))
+            locked = False
+            try:
+                locked = try_lock(descriptor)
+            finally:
+                if not locked:
+                    _close(descriptor)
+            return Claim(path, descriptor) if locked else None
+    except OSError as error:
+        raise OutboxUnavailable(f"cannot adopt {path}: {error}") from error
+
+
+def files(folder: Path) -> list[Path]:
+    """The outbox files of the folder, oldest first."""
+    return _named(folder, ".db")
+
+
+def aside(folder: Path) -> list[Path]:
+    """The files that were set aside, oldest first."""
+    return _named(folder, ".aside")
+
+
+def is_live(path: Path) -> bool:
+    """Whether some process owns the file."""
+    try:
+        descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | _NO_FOLLOW)
+    except OSError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _named(folder: Path, ending: str) -> list[Path]:
+    try:
+        # An id sorts by time, so a name does.
+        return sorted(path for path in folder.iterdir() if path.name.endswith(ending))
+    except OSError:
+        return []
+
+
+def _open(path: Path) -> int:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | _NO_FOLLOW, _MODE)
+    _held.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _mine(status: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid()

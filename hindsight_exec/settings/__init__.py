@@ -1,0 +1,1 @@
+"""The configuration file, `.env` and the environment become :class:`~.config.Settings`."""

@@ -1,0 +1,410 @@
+"""Settings: what a user configures, read from config.json and the environment.
+
+The file, its keys and the ``HINDSIGHT_*`` variables are those of the Hindsight
+provider that Hermes 0.19 bundles, so that a configuration serves both. Keys of
+our own: ``retain_document_chars``, ``retain_idle_seconds``, ``drain_timeout``
+and ``durability``.
+
+A wrong value never raises while loading: it is replaced, and one warning names
+the key, the value and what is used instead. Only a wrong server is different:
+guessing one would send conversations to a stranger, so memory stays off and
+`Settings.unusable` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from hindsight_exec.client.urls import normalise_url
+from hindsight_exec.errors import ConfigError
+
+from .values import PARSERS, WrongValue
+
+__all__ = ["Settings", "default_hermes_home", "resolve_credential", "state_folder"]
+
+logger = logging.getLogger("hindsight_exec")
+
+CLOUD_URL = "https://api.hindsight.vectorize.io"
+LOCAL_URL = "http://localhost:8888"
+# Stands for Hindsight's own daemon, whatever its port is, in front of the profile's name. No
+# name ends in .invalid (RFC 2606): what does not know better reaches nobody.
+EMBEDDED_URL = "http://hindsight-embed.invalid/"
+
+# Keys that programs handed over, or that only this process' environment holds,
+# by (reference, URL). Never on disk. Single dict operations: safe from any thread.
+_given: Dict[Tuple[str, str], str] = {}
+
+
+def _key(
+    default: Any,
+    kind: str,
+    doc: str,
+    *,
+    env: str = "",
+    aliases: Tuple[str, ...] = (),
+    choices: Tuple[str, ...] = (),
+    minimum: float = -math.inf,
+    group: str = "",
+    **options: Any,
+) -> Any:
+    """One key of config.json: how it is read, checked and shown to the user."""
+    metadata = {
+        "kind": kind,
+        "doc": doc,
+        "env": env,
+        "aliases": aliases,
+        "choices": choices,
+        "minimum": minimum,
+        "group": group,
+    }
+    return field(default=default, metadata=metadata, **options)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is configurable. Immutable, so safe from any thread.
+
+    Made by `load`, or directly by a program. A program that passes ``api_key``
+    should name its ``credential`` too, if turns that wait on disk shall survive
+    a change of the key: by default the reference stands for this very key.
+
+    Raises:
+        ConfigError: ``api_url`` is unusable (direct construction only).
+    """
+
+    # fmt: off
+    mode: str = _key("cloud", "choice", "How Hindsight is reached.", env="HINDSIGHT_MODE",
+        choices=("cloud", "local_external", "local_embedded"), group="Connection")
+    api_url: str = _key(CLOUD_URL, "text", "URL of the Hindsight API.", env="HINDSIGHT_API_URL",
+        aliases=("apiUrl",), group="Connection")
+    api_key: Optional[str] = _key(None, "secret", "Key of the Hindsight API.", env="HINDSIGHT_API_KEY",
+        aliases=("apiKey",), group="Connection", repr=False)
+    timeout: float = _key(120.0, "number", "Seconds a request may take.", env="HINDSIGHT_TIMEOUT",
+        minimum=0.001, group="Connection")
+
+    bank_id: str = _key("hermes", "bank", "Name of the memory bank.", env="HINDSIGHT_BANK_ID",
+        aliases=("bankId",), group="Bank")
+    bank_id_template: str = _key("", "text", "Template of the bank's name, over {profile}, {workspace}, {platform}, {user}"
+        " and {session}; bank_id where it comes out empty.", group="Bank")
+    bank_mission: str = _key("", "text", "Mission that frames how the bank reflects.", group="Bank")
+    bank_retain_mission: str = _key("", "text", "Mission that steers what is extracted from what is retained.", group="Bank")
+
+    memory_mode: str = _key("hybrid", "choice", "Memories are put into the context, offered as tools, or both (hybrid).",
+        choices=("hybrid", "context", "tools"), group="Recall")
+    auto_recall: bool = _key(True, "bool", "Recall before each turn.", group="Recall")
+    recall_sync: bool = _key(False, "bool", "Recall with the message at hand, which the turn waits for, instead of in"
+        " the background with the one before.", group="Recall")
+    recall_prefetch_method: str = _key("recall", "choice", "Recall memories as they are, or let the server reflect on them.",
+        aliases=("prefetch_method",), choices=("recall", "reflect"), group="Recall")
+    recall_budget: str = _key("mid", "choice", "How thoroughly the server searches.", env="HINDSIGHT_BUDGET",
+        aliases=("budget",), choices=("low", "mid", "high"), group="Recall")
+    recall_max_tokens: int = _key(4096, "int", "Tokens recalled at most.", minimum=1, group="Recall")
+    recall_max_input_chars: int = _key(800, "int", "Characters of a message that are searched for; 0 means all.",
+        minimum=0, group="Recall")
+    recall_types: Tuple[str, ...] = _key(("observation",), "list", "Kinds of memories to recall.",
+        choices=("observation", "world", "experience", "opinion"), group="Recall")
+    recall_tags: Tuple[str, ...] = _key((), "list", "Recall only what has these tags.", group="Recall")
+    recall_tags_match: str = _key("any", "choice", "How recall_tags match; the strict ones leave out memories without tags.",
+        choices=("any", "all", "any_strict", "all_strict"), group="Recall")
+    recall_prompt_preamble: str = _key("", "text", "Words above the recalled memories, instead of ours.", group="Recall")
+    recall_indicator: bool = _key(True, "bool", "Show when memories were recalled.", group="Recall")
+    prefetch_waits_for_retain: bool = _key(False, "bool", "Recall only after the turns given so far were processed by the server.",
+        group="Recall")
+    prefetch_retain_drain_timeout: float = _key(10.0, "number", "Seconds prefetch_waits_for_retain waits at most.", minimum=0, group="Recall")
+
+    auto_retain: bool = _key(True, "bool", "Retain each turn.", group="Retain")
+    retain_async: bool = _key(True, "bool", "A turn counts as delivered once the server has accepted it; false: once it"
+        " has processed it.", group="Retain")
+    retain_every_n_turns: int = _key(1, "int", "Send after every so many turns.", minimum=1, group="Retain")
+    retain_document_chars: int = _key(3000, "int", "Characters of a session that make a document, and go together.",
+        minimum=1, group="Retain")
+    retain_idle_seconds: float = _key(60.0, "number", "Seconds without a turn after which a document goes as it is; 0 sends each"
+        " turn at once.", minimum=0, group="Retain")
+    retain_context: str = _key("conversation between Hermes Agent and the User", "text",
+        "Tells the server what is retained.", group="Retain")
+    retain_tags: Tuple[str, ...] = _key((), "list", "Tags of everything that is retained.", env="HINDSIGHT_RETAIN_TAGS", group="Retain")
+    retain_source: str = _key("", "text", "Value of the metadata key source.", env="HINDSIGHT_RETAIN_SOURCE", group="Retain")
+    retain_user_prefix: str = _key("User", "label", "Label of what the user says.", env="HINDSIGHT_RETAIN_USER_PREFIX", group="Retain")
+    retain_assistant_prefix: str = _key("Assistant", "label", "Label of what the assistant says.",
+        env="HINDSIGHT_RETAIN_ASSISTANT_PREFIX", group="Retain")
+    observation_scopes: Union[str, Tuple[Tuple[str, ...], ...], None] = _key(None, "scopes", "How observations are scoped: combined, per_tag, all_combinations, or a"
+        " JSON list of lists of tags.", env="HINDSIGHT_RETAIN_OBSERVATION_SCOPES", group="Retain")
+    retain_indicator: bool = _key(True, "bool", "Show when a turn is retained.", group="Retain")
+
+    drain_timeout: float = _key(10.0, "number", "Seconds that exit or shutdown waits for turns to be delivered; what is"
+        " left waits on disk.", minimum=0, group="Delivery")
+    durability: str = _key("full", "choice", "A turn that was taken survives a power cut (full), a killed process"
+        " (normal), or is only in memory, and never on disk (memory).",
+        choices=("full", "normal", "memory"), group="Delivery")
+
+    llm_provider: str = _key("", "text", "LLM provider of the embedded server; its profile's, else openai, without it.", group="Embedded")
+    llm_model: str = _key("", "text", "LLM of the embedded server; its profile's, else the provider's usual one, without it.", group="Embedded")
+    llm_base_url: str = _key("", "text", "Endpoint of the LLM.", env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
+    llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
+        aliases=("llmApiKey",), group="Embedded", repr=False)
+    idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops, to be brought back when it"
+        " is needed; 0 means never. Hindsight 1.1.0 takes no notice of it.",
+        env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
+    port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
+        group="Embedded")
+    profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", group="Embedded")
+    # fmt: on
+
+    credential: str = ""
+    """Names where the key is configured; never the key. "" means there is none."""
+    source: Optional[Path] = field(default=None, compare=False)
+    """The config.json that was read, if any."""
+    configured: bool = field(default=True, compare=False)
+    """Whether a server was named at all: by mode, URL or key."""
+    unusable: str = field(default="", compare=False)
+    """Why no server may be talked to; "" when all is well."""
+
+    def __post_init__(self) -> None:
+        if self.unusable:
+            return
+        object.__setattr__(self, "api_url", normalise_url(self.api_url))
+        if self.api_key and not self.credential:
+            reference = _given_reference(self.api_url, self.api_key)
+            object.__setattr__(self, "credential", reference)
+            _given[reference, self.api_url] = self.api_key
+
+    @classmethod
+    def load(
+        cls, hermes_home: Optional[Path] = None, environ: Optional[Mapping[str, str]] = None
+    ) -> Settings:
+        """Reads the configuration. Never raises for what is in it.
+
+        Args:
+            hermes_home: Folder whose ``hindsight/config.json`` is read first and
+                whose ``.env`` goes before ``environ``, as in Hermes. Without it
+                ``~/.hindsight/config.json`` and the environment count.
+            environ: Stands in for ``os.environ``; a host that serves several
+                profiles passes the profile's own.
+        """
+        outer = os.environ if environ is None else environ
+        reference = f"hermes:{Path(hermes_home).absolute()}" if hermes_home else "env"
+        dotenv = read_dotenv(Path(hermes_home) / ".env") if hermes_home else {}
+        found = _read(hermes_home, {**outer, **dotenv})
+        for problem in found.problems:
+            logger.warning("%s", problem)
+        values = found.values
+        key = values.get("api_key")
+        if key and outer.get("HINDSIGHT_API_KEY") == key and not found.unusable:
+            _given[reference, values["api_url"]] = key
+        return cls(
+            **values,
+            credential=reference,
+            source=found.source,
+            configured=found.configured,
+            unusable=found.unusable,
+        )
+
+
+def configurable() -> Tuple[Field[Any], ...]:
+    """The fields of `Settings` that are keys of config.json, in their order."""
+    return tuple(item for item in fields(Settings) if "kind" in item.metadata)
+
+
+def resolve_credential(reference: str, url: str) -> Optional[str]:
+    """The key that ``reference`` stands for, read anew each time. Safe from any thread.
+
+    Returns:
+        None if the configuration that ``reference`` names is gone or names another
+        server: then nothing may be sent; "" if no key is needed there.
+    """
+    if not reference:
+        return ""
+    try:
+        url = normalise_url(url)
+    except ConfigError:
+        return None
+    given = _given.get((reference, url))
+    if reference.startswith("given:"):
+        # A later process of the same program: the environment may hold the key.
+        key = given or os.environ.get("HINDSIGHT_API_KEY", "")
+        return key if key and (given or _given_reference(url, key) == reference) else None
+    environ = dict(os.environ)
+    own = environ.pop("HINDSIGHT_API_KEY", "")
+    home: Optional[Path] = None
+    if reference.startswith("hermes:"):
+        home = Path(reference[len("hermes:") :])
+        if default_hermes_home(os.environ).absolute() != home:
+            # Another profile's configuration must not be completed from ours.
+            environ, own = {"HOME": environ.get("HOME", "")}, ""
+        environ.update(read_dotenv(home / ".env"))
+    elif reference != "env":
+        return given
+    found = _read(home, environ, named=bool(own or given))
+    if found.unusable or not found.configured or found.values["api_url"] != url:
+        return given
+    if url.startswith(EMBEDDED_URL):
+        return ""  # keys are other servers'
+    # What a host handed over was meant for this profile; the process' variable may be another's.
+    return found.values.get("api_key") or given or own
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Where turns wait: ``HINDSIGHT_EXEC_STATE``, else the user's state folder of the platform.
+
+    Raises:
+        ConfigError: There is no home folder to put it into.
+    """
+    named = environ.get("HINDSIGHT_EXEC_STATE", "").strip()
+    if named:
+        return Path(named).expanduser().absolute()
+    if sys.platform == "win32":
+        local = environ.get("LOCALAPPDATA", "").strip()
+        base = Path(local) if local else _home(environ) / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = _home(environ) / "Library" / "Application Support"
+    else:
+        # The XDG specification has relative paths ignored.
+        xdg = Path(environ.get("XDG_STATE_HOME", "").strip())
+        base = xdg if xdg.is_absolute() else _home(environ) / ".local" / "state"
+    return base / "hindsight-exec"
+
+
+def default_hermes_home(environ: Mapping[str, str]) -> Path:
+    """The folder of Hermes: ``HERMES_HOME``, else its default on this platform."""
+    named = environ.get("HERMES_HOME", "").strip()
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        local = environ.get("LOCALAPPDATA", "").strip()
+        return (Path(local) if local else _home(environ) / "AppData" / "Local") / "hermes"
+    return _home(environ) / ".hermes"
+
+
+# -- reading ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    values: Dict[str, Any]
+    problems: List[str]
+    source: Optional[Path]
+    configured: bool
+    unusable: str
+
+
+def _read(
+    hermes_home: Optional[Path], environ: Mapping[str, str], *, named: bool = False
+) -> _Found:
+    """All keys with their values, checked; what the file does not name the environment may."""
+    problems: List[str] = []
+    path, raw, unusable = _read_file(hermes_home, environ)
+    where = str(path) if path else "environment"
+    legacy = raw.get("banks")
+    bank = legacy.get("hermes") if isinstance(legacy, dict) else None
+    if isinstance(bank, dict):  # the form of older versions
+        raw = {**{key: bank[key] for key in ("bankId", "budget") if bank.get(key)}, **raw}
+    if raw.get("mode") == "local":  # its older name
+        raw = {**raw, "mode": "local_embedded"}
+
+    values: Dict[str, Any] = {}
+    stated_keys = set()
+    for item in configurable():
+        names = (item.name, *item.metadata["aliases"])
+        stated = [(where, name, raw[name]) for name in names if raw.get(name) not in (None, "")]
+        variable = item.metadata["env"]
+        if not stated and environ.get(variable, "").strip():
+            stated = [("environment", variable, environ[variable].strip())]
+        if not stated:
+            continue
+        place, name, value = stated[0]
+        try:
+            values[item.name] = PARSERS[item.metadata["kind"]](value, item)
+            stated_keys.add(item.name)
+        except WrongValue as wrong:
+            instead = item.default if wrong.instead is None else wrong.instead
+            shown = (
+                "a value that is not shown" if item.metadata["kind"] == "secret" else _brief(value)
+            )
+            problems.append(
+                f"{place}: {name} is {shown}, but must be {wrong}; using {_brief(instead)}"
+            )
+            values[item.name] = instead
+
+    if values.get("mode") == "local_embedded":
+        profile = values.get("profile") or Settings.profile
+        values["api_url"] = EMBEDDED_URL + profile
+        values.pop("api_key", None)  # the key is another server's
+    if "api_url" not in values:
+        values["api_url"] = CLOUD_URL if values.get("mode", "cloud") == "cloud" else LOCAL_URL
+    try:
+        values["api_url"] = normalise_url(values["api_url"])
+    except ConfigError as error:
+        unusable = unusable or f"{where}: {error}"
+        values["api_url"] = ""
+    if unusable:
+        problems.append(f"{unusable}; memory is off until this is corrected")
+    local = values.get("mode", "cloud") != "cloud"
+    configured = named or local or bool(stated_keys & {"api_url", "api_key"})
+    return _Found(values, problems, path, configured, unusable)
+
+
+def _read_file(
+    hermes_home: Optional[Path], environ: Mapping[str, str]
+) -> Tuple[Optional[Path], Dict[str, Any], str]:
+    candidates = [Path(hermes_home) / "hindsight" / "config.json"] if hermes_home else []
+    with contextlib.suppress(ConfigError):
+        candidates.append(_home(environ) / ".hindsight" / "config.json")
+    for path in candidates:
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            # The next file might name another server, or another bank.
+            return path, {}, f"{path} cannot be read ({type(error).__name__}: {error})"
+        if not isinstance(raw, dict):
+            return path, {}, f"{path} does not hold a JSON object"
+        return path, raw, ""
+    return None, {}, ""
+
+
+def read_dotenv(path: Path) -> Dict[str, str]:
+    """Hindsight's variables in a ``.env`` file. Lines are KEY=VALUE, with or without quotes."""
+    values = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        name, equals, value = line.strip().partition("=")
+        name = name[len("export ") :].strip() if name.startswith("export ") else name.strip()
+        if equals and name.startswith("HINDSIGHT_"):
+            value = value.strip()
+            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+                value = value[1:-1]
+            values[name] = value
+    return values
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    named = Path(environ.get("HOME", "") if sys.platform != "win32" else "")
+    try:
+        return named if named.is_absolute() else Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            "no home folder: set HOME, or HINDSIGHT_EXEC_STATE to a folder"
+        ) from error
+
+
+def _given_reference(url: str, key: str) -> str:
+    # 32 bits: enough to tell a user's keys apart, useless for finding the key.
+    return "given:" + hashlib.sha256(f"{url}\0{key}".encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
