@@ -289,7 +289,7 @@ def test_sources_are_told_apart(outbox: Outbox) -> None:
 
 def test_sources_that_nothing_is_left_of(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that sees sessions without end keeps those it has something of."""
-    monkeypatch.setattr("hindsight_exec.outbox.MAX_SOURCES", 5)
+    monkeypatch.setattr("hindsight_exec.outbox.store.MAX_SOURCES", 5)
     kept = outbox.put(source("kept"), turn(0))
     for number in range(50):
         destination = fill(outbox, 1, f"session {number}")
