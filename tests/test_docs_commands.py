@@ -176,7 +176,7 @@ ELSEWHERE = {
                 "test_machine.py",
                 "-m soak test_machine.py",
                 "client/test_client.py",
-                "test_cpython_suite.py",
+                "executor/test_cpython_suite.py",
             )
         },
     },

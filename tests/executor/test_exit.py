@@ -174,8 +174,9 @@ def test_time_to_end_is_one_for_all(run):
     ended = run(
         """
         import threading
-        from hindsight_exec import DrainingExecutor, executor, exit_order
-        executor.GRACE = exit_order.GRACE = 60.0  # so that only the order counts
+        from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import exit_hook, pool
+        pool.GRACE = exit_hook.GRACE = 60.0  # so that only the order counts
         told = [threading.Event() for _ in range(3)]
         def wait_for_all(n):
             for event in told:

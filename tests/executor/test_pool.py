@@ -1,4 +1,4 @@
-"""DrainingExecutor in a running process; tests/exit shows the end of one."""
+"""DrainingExecutor in a running process; test_exit.py shows the end of one."""
 
 from __future__ import annotations
 
