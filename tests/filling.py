@@ -6,13 +6,14 @@ from typing import Any
 
 from hindsight_exec.conversation import turns
 from hindsight_exec.conversation.turns import Source, Turn
-from hindsight_exec.outbox.store import Batch, Outbox
+from hindsight_exec.outbox.schema import Batch
+from hindsight_exec.outbox.store import Outbox
 
 AT = 1_760_000_000.0
 
 
-def source(session: str = "s", bank: str = "b", **values: Any) -> Source:
-    return turns.source(url="http://h", credential="", bank=bank, session=session, **values)
+def source(session: str = "s", bank: str = "b", *, url: str = "http://h", **values: Any) -> Source:
+    return turns.source(url=url, credential="", bank=bank, session=session, **values)
 
 
 def turn(number: int, words: str = "") -> Turn:

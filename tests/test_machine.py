@@ -43,7 +43,8 @@ from hindsight_exec.errors import OutboxFull
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox import store as outbox_room
 from hindsight_exec.outbox.salvage import salvage
-from hindsight_exec.outbox.store import MAX_BYTES, Batch, Outbox
+from hindsight_exec.outbox.schema import Batch
+from hindsight_exec.outbox.store import MAX_BYTES, Outbox
 
 LIMIT = 60  # seconds to fail after, never reached
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Iterable
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.outbox import spool
-from hindsight_exec.outbox.store import Outbox, Summary
+from hindsight_exec.outbox.schema import Summary
+from hindsight_exec.outbox.store import Outbox
 
 from .console import (
     OK,

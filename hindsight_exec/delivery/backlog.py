@@ -18,7 +18,8 @@ from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
 
 if TYPE_CHECKING:
     from hindsight_exec.conversation.turns import Destination, Source
-    from hindsight_exec.outbox.store import Batch, Outbox
+    from hindsight_exec.outbox.schema import Batch
+    from hindsight_exec.outbox.store import Outbox
 
     from .progress import Progress
 

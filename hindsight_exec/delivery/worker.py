@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.client.registry import Lease
     from hindsight_exec.conversation.turns import Destination, Source
-    from hindsight_exec.outbox.store import Batch
+    from hindsight_exec.outbox.schema import Batch
 
     from .backlog import Backlog
 

@@ -1,4 +1,4 @@
-"""What can still be read of a damaged outbox file, for another to deliver."""
+"""Copy what is still readable in a damaged outbox file, so that another file delivers it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Iterator
 from urllib.parse import quote
 
-from .store import source_of, turn_of
+from .schema import source_of, turn_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
     from .store import Outbox
 
-# What a damaged row is refused with: neither its JSON nor its types are right.
+# What a damaged row raises: its JSON or its types are wrong.
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def salvage(path: Path, into: Outbox) -> int:
-    """Copy what can still be read of a damaged file; returns how many turns.
+    """Copy what is still readable in a damaged file; returns how many turns.
 
-    Documents keep their ids, so that one which was sent before is not stored
-    twice. Dead letters are queued again: the server's answer is the same as
-    before. ``path`` must belong to nobody else.
+    Documents keep their ids, so that one that was sent before is not stored
+    twice. Dead letters are queued again: the server refuses them as before.
+    The caller must own ``path``.
 
     Raises:
         OutboxFull, OutboxUnavailable: ``into`` takes no more.
-        sqlite3.Error: ``path`` cannot be opened at all.
+        sqlite3.Error: ``path`` cannot be opened.
     """
     saved = 0
-    target = f"file:{quote(os.fsencode(path))}?mode=rw"  # its log may have to be replayed
+    target = f"file:{quote(os.fsencode(path))}?mode=rw"  # SQLite may have to replay its log
     with contextlib.closing(sqlite3.connect(target, isolation_level=None, uri=True)) as db:
         sources: dict[int, Source] = {}
         for number, header in _readable(db, "sources", "header"):
@@ -44,7 +44,7 @@ def salvage(path: Path, into: Outbox) -> int:
             db, "documents", "source, document_id, item, given_at, turns"
         ):
             with contextlib.suppress(*_DAMAGED):
-                # A damaged item would be refused for ever.
+                # The server would refuse a damaged item for ever.
                 if json.loads(item)["document_id"] == document_id and turns > 0:
                     into.put_document(
                         sources[source], document_id, bytes(item), float(given_at), turns
@@ -62,7 +62,7 @@ def salvage(path: Path, into: Outbox) -> int:
 
 
 def _readable(db: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-    """Rows of a damaged table, one by one, past those that cannot be read."""
+    """The readable rows of a damaged table, one by one."""
     numbers: set[int] = set()
     for order in ("ASC", "DESC"):  # from both ends, up to the damage
         with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):

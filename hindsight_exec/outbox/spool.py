@@ -1,15 +1,15 @@
-"""The state folder: who owns which outbox file, and what dead processes left.
+"""The state folder: which process owns which outbox file, and what dead processes left.
 
-Each process writes a file of its own, ``<id>.db``, for as long as it holds the
-lock on ``<id>.lock`` beside it.  The system drops that lock with the process,
-however it ends, and then the next process may adopt the file.  Two owners of
-one file would send everything twice; two SQLite connections that write one
-file can lose committed rows (the WAL-reset bug of SQLite before 3.51.3).
+Each process writes a file of its own, ``<id>.db``, while it holds the lock on
+``<id>.lock`` beside it. The system drops that lock when the process ends, in
+whatever way, and then the next process may adopt the file. Two owners of one
+file would send everything twice; two SQLite connections that write one file can
+lose committed rows (the WAL-reset bug of SQLite before 3.51.3).
 
-Why a separate lock file, and ``flock``: a POSIX record lock (``lockf``, and
-SQLite's own) is dropped when ANY descriptor of the file is closed in the
-process.  A forked child shares the ``flock`` of its parent, so it closes the
-descriptor at once, or the lock would outlive the parent.
+The lock is a ``flock`` on a separate file because the system drops a POSIX
+record lock (``lockf``, and SQLite's own) when the process closes ANY descriptor
+of the file. A forked child shares the ``flock`` of its parent, so it closes the
+descriptor at once; otherwise the lock would outlive the parent.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ else:
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _MODE = 0o600
 
-#: Seconds to wait for the folder's lock, which others hold for microseconds;
-#: but one that is stopped (SIGSTOP) meanwhile must not stop us too.
+#: Seconds to wait for the folder's lock. Other processes hold it for
+#: microseconds, but one that is stopped (SIGSTOP) must not stop us too.
 _PATIENCE = 5.0
 
-# Descriptors of locks that this process holds, for the forked child to close.
+# Descriptors of locks that this process holds; a forked child closes them.
 _held: set[int] = set()
 
 
-def _let_go_in_child() -> None:
+def _close_in_child() -> None:
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -68,7 +68,7 @@ def _let_go_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Claim:
@@ -80,24 +80,24 @@ class Claim:
         self._pid = os.getpid()
 
     def release(self, *, remove: bool = False) -> None:
-        """Give the file up; with ``remove`` it is deleted, lock and all. Idempotent."""
+        """Give the file up; ``remove`` also deletes it, with its lock. Idempotent."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0 or self._pid != os.getpid():
             return
         try:
             with folder_lock(self.path.parent):
                 if remove:
-                    # The lock goes last: while it is there, so is an owner.
+                    # The lock file goes last: while it is there, there is an owner.
                     for suffix in ("", "-wal", "-shm", "-journal"):
                         _unlink(Path(f"{self.path}{suffix}"))
                     _unlink(self.path.with_suffix(".lock"))
         except OSError:
-            pass  # the folder is gone or read-only; an empty file is harmless
+            pass  # the folder is gone or read-only, and an empty file is harmless
         finally:
             _close(descriptor)
 
     def set_aside(self, reason: str) -> Path:
-        """Rename the file so that nothing opens it again, and give it up.
+        """Rename the file so that no process opens it again, and give it up.
 
         Returns the new path: ``<id>.<reason>-<time>.aside`` in the same
         folder, with its log beside it.
@@ -112,7 +112,7 @@ class Claim:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's own lock, around making, adopting and removing files."""
+    """Hold the folder's lock while files are created, adopted or removed."""
     descriptor = _open(folder / ".folder.lock")
     try:
         deadline = time.monotonic() + _PATIENCE
@@ -126,10 +126,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def create(folder: Path) -> Claim:
-    """A new file's name, owned by this process; the file itself is empty.
+    """Create an empty file that this process owns.
 
     Raises:
-        OutboxUnavailable: The folder cannot be made, written or locked.
+        OutboxUnavailable: The folder cannot be created, written or locked.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,8 +141,8 @@ def create(folder: Path) -> Claim:
             try:
                 if not try_lock(descriptor):
                     raise OSError(errno.EAGAIN, "a new file's lock is taken", str(path))
-                # Made here, so that it is private from its first byte on and
-                # is no link that somebody laid.
+                # Created here and not by SQLite: it is private from its first
+                # byte on, and O_EXCL does not follow a link that waits here.
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW, _MODE))
             except BaseException:
                 _unlink(path.with_suffix(".lock"))
@@ -154,11 +154,11 @@ def create(folder: Path) -> Claim:
 
 
 def adopt(path: Path) -> Optional[Claim]:
-    """Own the file that a dead process left; None if its owner lives or it is gone.
+    """Own a file that a dead process left; None if its owner lives or it is gone.
 
     Raises:
         OutboxUnavailable: The folder cannot be locked, or the file is not a
-            plain file of this user (a link, say): it is left alone.
+            regular file of this user (but a link, say) and is left alone.
     """
     try:
         with folder_lock(path.parent):
@@ -168,8 +168,8 @@ def adopt(path: Path) -> Optional[Claim]:
                 return None
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not _mine(status):
                 raise OutboxUnavailable(
-                    f"{path} is not a plain file of this user, so it is left alone; "
-                    "if you know it, copy it to a file of yours and remove it"
+                    f"{path} is not a plain file of this user, so it is left alone and its turns "
+                    "are not sent; if you trust it, replace it with a copy that you own"
                 )
             descriptor = _open(path.with_suffix(".lock"))
             locked = False

@@ -1,6 +1,6 @@
-"""A SQLite file through one connection: its transactions, and its errors as ours.
+"""One connection to a SQLite file, with its transactions, and with its errors as ours.
 
-What is in the file is :mod:`.outbox`'s.
+:mod:`.schema` says what is in the file.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Damage that sqlite3 calls an OperationalError, as it does a full disk. The
-# message about text that cannot be decoded holds that text.
+# sqlite3 raises OperationalError for this damage, and for a full disk alike.
+# Its message about text that cannot be decoded quotes that text.
 _DAMAGE = re.compile(
     "no such|already exists|unsupported file format|attempt to write a readonly database|"
     "Could not decode to UTF-8"
 )
 
-#: What is wrong with the file or the disk. What is wrong with us is left as it is.
+#: Errors of the file or the disk. Our own mistakes pass through as they are.
 _ERRORS = (sqlite3.DatabaseError, OSError, UnicodeDecodeError)
 
 T = TypeVar("T")
 
 
 class Database:
-    """A file, opened; safe from any thread by :meth:`use`.
+    """An open file. :meth:`use` makes it safe from any thread.
 
     Args:
-        path: The file, or None to keep all in memory.
+        path: The file, or None to keep everything in memory.
         synchronous: ``FULL`` or ``NORMAL``; see SQLite's pragma.
-        readonly: Look only; for the file of another process.
+        readonly: Only read; for the file of another process.
 
     Raises:
-        OutboxCorrupt: It is no database.
-        OutboxUnavailable: It cannot be opened.
+        OutboxCorrupt: The file is not a database.
+        OutboxUnavailable: The file cannot be opened.
 
     Every method raises these two, and ``ValueError`` after :meth:`close`.
     """
@@ -62,7 +62,7 @@ class Database:
             raise self._ours(error) from None
 
     def prepare(self, script: str, version: int) -> None:
-        """Make it ready to be written; the script, if there is one, leads to that version.
+        """Prepare the file for writing; a script leads to the version.
 
         Called inside :meth:`use`.
         """
@@ -74,7 +74,7 @@ class Database:
             )
 
     def forget(self) -> None:
-        """Go on in memory. Called inside :meth:`use`."""
+        """Continue in memory. Called inside :meth:`use`."""
         self.connection.close()
         self.connection = _connect(":memory:")
 
@@ -83,16 +83,16 @@ class Database:
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
-    # --- for one step, or several that belong together ----------------------
+    # --- steps --------------------------------------------------------------
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
-        """Have the connection alone, and SQLite's errors as ours."""
+        """Have the connection alone; SQLite's errors become ours."""
         with self._lock:
             try:
                 if self.connection.in_transaction:
-                    # Ctrl-C came between two statements, and even past the next
-                    # `try`: what it left open was never told to be kept.
+                    # Ctrl-C interrupted a transaction before its `except` could
+                    # roll back. Nobody was told that its rows are kept.
                     self.execute("ROLLBACK")
                 yield
             except _ERRORS as error:
@@ -100,24 +100,24 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """All of it or none. Called inside :meth:`use`."""
+        """Commit everything or nothing. Called inside :meth:`use`."""
         try:
             self.execute(f"BEGIN {kind}")
             yield
             self.execute("COMMIT")
         except BaseException:
-            # SQLite rolls back by itself on some errors (a full disk).
+            # SQLite rolls back by itself after some errors (a full disk).
             if self.connection.in_transaction:
                 self.execute("ROLLBACK")
             raise
 
     @contextlib.contextmanager
     def unsynced(self) -> Iterator[None]:
-        """Commit without a sync: half of what delivery costs, and others wait for it.
+        """Commit without a sync, which is half of the cost of delivery.
 
-        A killed process keeps it all the same. A loss of power may take it
-        back up to the last commit that was synced; who uses this can do again,
-        alike, what is lost so. Called inside :meth:`use`.
+        A killed process keeps the commit all the same. A loss of power may take
+        back what was committed since the last sync, so use this only for steps
+        that can be repeated with the same result. Called inside :meth:`use`.
         """
         full = self._synchronous == "FULL"
         if full:
@@ -130,7 +130,7 @@ class Database:
 
     @contextlib.contextmanager
     def content(self) -> Iterator[None]:
-        """Rows are read that might be damaged where SQLite does not notice."""
+        """Report damage in rows that SQLite does not notice."""
         try:
             yield
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
@@ -145,8 +145,8 @@ class Database:
     def first(self, sql: str, values: Sequence[Any] = ()) -> Any:
         """The first row, or None. Called inside :meth:`use`.
 
-        Read to the end: on PyPy, what is left of a statement stays open and
-        no transaction can be committed beside it.
+        It reads to the end: on PyPy, a statement with rows left stays open,
+        and no transaction can be committed beside it.
         """
         return next(iter(self.execute(sql, values).fetchall()), None)
 
@@ -167,24 +167,24 @@ class Database:
         sql: str,
         values: Sequence[Any] = (),
     ) -> list[T]:
-        """What ``make`` makes of each row; columns of other types are damage."""
+        """Call ``make`` with each row; columns of other types are damage."""
         rows = self.all(sql, values)
         with self.content():
             if not all(all(map(isinstance, row, types)) for row in rows):
-                raise TypeError("a value of another type")
+                raise TypeError("a value has the wrong type")
             return [make(*row) for row in rows]
 
     def vacuum(self, worth: int) -> None:
-        """Give free space back to the system, if it is so many bytes and half of all."""
+        """Give free space back to the system if it is ``worth`` bytes and half of the file."""
         with self.use():
             free, pages, size = map(self.pragma, ("freelist_count", "page_count", "page_size"))
             if free * size > worth and free * 2 > pages:
-                # It needs as much space again, which a full disk does not have.
+                # It copies the live half of the file, which a full disk has no room for.
                 with contextlib.suppress(sqlite3.OperationalError):
                     self.execute("VACUUM")
 
     def _ours(self, error: Exception) -> Exception:
-        """Our error for one of SQLite's, which may hold text of the file and is not shown."""
+        """Our error for one of SQLite's, whose message may quote the file and is not shown."""
         if isinstance(error, sqlite3.ProgrammingError):
             return ValueError(f"the outbox {self.name} is closed")
         text = str(error)

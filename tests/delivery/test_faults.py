@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from filling import batch_of, close_all, source
+from hindsight.server import eventually
 from serving import Serving, documents, free_port, stored, texts, turn
 
 from hindsight_exec.conversation import turns
@@ -25,7 +26,8 @@ from hindsight_exec.delivery import worker as delivery
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.outbox import spool
-from hindsight_exec.outbox.store import SCHEMA_VERSION, Outbox
+from hindsight_exec.outbox.schema import VERSION
+from hindsight_exec.outbox.store import Outbox
 from hindsight_exec.settings.config import Settings
 
 pytestmark = pytest.mark.slow
@@ -58,33 +60,6 @@ def turn(number, words=""):
 
 
 @pytest.fixture
-def server() -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.close()
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def write() -> Iterator[Any]:
-    """Make writers that are closed at the end."""
-    writers: list[RetainWriter] = []
-
-    def write(url: str, state: Path, **options: Any) -> RetainWriter:
-        settings = Settings(api_url=url, bank_id="b", drain_timeout=30.0)
-        writers.append(RetainWriter(settings, state=state, **options))
-        return writers[-1]
-
-    yield write
-    for writer in writers:
-        writer.close(0)
-
-
-@pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mount small file systems: `mounted("size=300k")` returns where."""
     points: list[Path] = []
@@ -101,15 +76,6 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mounted
     for point in points:
         subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def wait_for(condition: Callable[[], Any], seconds: int = 100) -> None:
-    patience = threading.Event()
-    for _ in range(10 * seconds):
-        if condition():
-            return
-        patience.wait(0.1)
-    raise AssertionError("never came")
 
 
 def left(state: Path) -> list[Path]:
@@ -138,7 +104,7 @@ def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
     (folder / "ballast").unlink()
     serving = Serving(port=port)
     try:
-        wait_for(lambda: writer.flush(5, completed=True))
+        eventually(lambda: writer.flush(5, completed=True))
         assert sorted(stored(serving.url)["s"]) == sorted(texts(range(150), "x" * 2000))
         assert writer.close()
     finally:
@@ -196,7 +162,7 @@ def test_a_limit_on_file_sizes(run: Any, state: Path, server: Serving) -> None:
     assert "Traceback" not in ended.err
     # What is on disk needs room to be delivered: the next process has it.
     writer = RetainWriter(Settings(api_url=server.url, bank_id="b"), state=state)
-    wait_for(lambda: not left(state))
+    eventually(lambda: not left(state))
     assert writer.close()
     assert stored(server.url) == {str(number): texts([number], "x" * 2000) for number in range(100)}
 
@@ -207,7 +173,7 @@ def test_a_read_only_folder(mounted: Any, write: Any, server: Serving, caplog: A
     state = folder / "state"
     claim = spool.create(state)
     with closing(Outbox(claim.path)) as outbox:
-        outbox.put(source("old", server.url), turns.turn(turn(0), given_at=1.7e9, index=1))
+        outbox.put(source("old", url=server.url), turns.turn(turn(0), given_at=1.7e9, index=1))
     claim.release()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     writer = write(server.url, state)
@@ -219,7 +185,7 @@ def test_a_read_only_folder(mounted: Any, write: Any, server: Serving, caplog: A
     assert writer.close()
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
     writer = write(server.url, state)
-    wait_for(lambda: not left(state))
+    eventually(lambda: not left(state))
     assert stored(server.url)["old"] == texts([0])
 
 
@@ -266,36 +232,26 @@ def test_turns_given_after_the_folder_was_removed(
     )
     assert run(program, f"http://127.0.0.1:{server.url.rpartition(':')[2]}", str(state)).status == 0
     write(server.url, state)
-    wait_for(lambda: stored(server.url) == {"s": texts(range(1, 5))}, 30)
+    eventually(lambda: stored(server.url) == {"s": texts(range(1, 5))})
 
 
 # --- damaged files ------------------------------------------------------------
-
-
-def source(session: str, url: str) -> Any:
-    return turns.source(url=url, credential="", bank="b", session=session)
 
 
 def dead_process(state: Path, session: str, url: str) -> Path:
     """The file of a process that was killed: dead letters, batches, documents, held turns; a part
     of it in the log."""
     claim = spool.create(state)
-    given = source(session, url)
+    given = source(session, url=url)
     with closing(Outbox(claim.path, synchronous="NORMAL")) as outbox:
         for number in range(24):
             held = outbox.put(
                 given, turns.turn(turn(number), given_at=1.7e9 + number, index=number)
             )
             if number in (5, 11, 17):
-                made = []
-                for row, one in outbox.held_turns(held, 100):
-                    document_id = turns.document_id(session, one.given_at, one.payload)
-                    item = turns.document_item(given, document_id, [one])
-                    made.append(([row], document_id, one.given_at, item))
-                destination = outbox.close_documents(held, made)
+                destination = close_all(outbox, held)
                 if number < 17:
-                    ready = [one for one, _ in outbox.ready(destination, 100)]
-                    outbox.make_batch(destination, ready, str(uuid.uuid4()))
+                    batch_of(outbox, destination, str(uuid.uuid4()))
             if number == 11:
                 outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         copies = [path.read_bytes() for path in files_of(claim.path)]
@@ -317,7 +273,7 @@ def readable(path: Path) -> set[str]:
             shutil.copy(one, other)
     found: set[str] = set()
     with suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as db:
-        if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+        if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
             return set()
         sources = {}
         for number, header in db.execute("SELECT id, header FROM sources"):
@@ -387,7 +343,7 @@ def deliver_damaged(
     for number in range(5):
         writer.put(turn(number), session="alive")
     assert writer.flush(60)
-    wait_for(lambda: len(left(state)) <= 1)
+    eventually(lambda: len(left(state)) <= 1)
     assert writer.close()
     found = stored_leniently(server.url)
     assert found["alive"] == set(texts(range(5)))
@@ -486,12 +442,12 @@ def test_files_that_are_none_of_ours(server: Serving, state: Path, write: Any, c
     """A newer file and one that is no outbox are set aside, told once, and stop no other."""
     newer, other = (dead_process(state, session, server.url) for session in ("newer", "other"))
     with closing(sqlite3.connect(newer)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
     (state / "0.db").write_bytes(b"no database" * 1000)
     (state / "1.db").touch()
     (state / "2.db").symlink_to(state.parent / "elsewhere")
     writer = write(server.url, state)
-    wait_for(lambda: not other.exists() and len(spool.aside(state)) == 2)
+    eventually(lambda: not other.exists() and len(spool.aside(state)) == 2)
     assert writer.close()
     assert [one.name for one in left(state)] == ["2.db"]
     assert stored_leniently(server.url) == {"other": set(texts(range(24)))}
@@ -551,7 +507,7 @@ def adopt_many(count: int, server: Serving, state: Path, write: Any, caplog: Any
         claim = spool.create(state)
         with closing(Outbox(claim.path, synchronous="NORMAL")) as outbox:
             one = turns.turn(turn(number), given_at=1.7e9 + number, index=1)
-            outbox.put(source(f"session{number}", server.url), one)
+            outbox.put(source(f"session{number}", url=server.url), one)
         claim.release()
     most = 0
 
@@ -564,7 +520,7 @@ def adopt_many(count: int, server: Serving, state: Path, write: Any, caplog: Any
     writer = write(server.url, state)
     writer.put(turn(0), session="alive")
     assert writer.flush(60)
-    wait_for(all_gone, 60 + count)
+    eventually(all_gone, seconds=60 + count)
     assert writer.close()
     found = stored(server.url)
     assert found.pop("alive") == texts([0])

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
@@ -45,35 +44,6 @@ for number in range(int(first), int(last)):
     )
 print("given", flush=True)
 """
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def server() -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.close()
-
-
-@pytest.fixture
-def write(state: Path) -> Iterator[Any]:
-    """Make writers that are closed at the end."""
-    writers: list[RetainWriter] = []
-
-    def write(url: str, *, on_trouble: Any = None, **settings: Any) -> RetainWriter:
-        settings = {"bank_id": "b", "drain_timeout": 20.0, **settings}
-        writers.append(
-            RetainWriter(Settings(api_url=url, **settings), state=state, on_trouble=on_trouble)
-        )
-        return writers[-1]
-
-    yield write
-    for writer in writers:
-        writer.close(0)
 
 
 def left(state: Path) -> list[str]:
@@ -392,7 +362,7 @@ def test_a_wrong_key_keeps_everything(write: Any, state: Path, caplog: Any) -> N
         right = write(serving.url, api_key="right", credential="here")
         right.put(turn(2), session="t")
         assert right.flush(60)
-        wait_for(lambda: not left(state) or right.counters().completed == 2)
+        eventually(lambda: not left(state) or right.counters().completed == 2)
     finally:
         assert right.close()
         serving.close()
@@ -694,7 +664,7 @@ def test_a_server_that_is_down_at_exit(run: Any, state: Path, server: Serving) -
     try:
         ended = run(GIVE, down, str(state), "5", "6")
         assert (ended.status, ended.err) == (0, "")
-        wait_for(lambda: stored(serving.url) == {"s": texts(range(6))})
+        eventually(lambda: stored(serving.url) == {"s": texts(range(6))})
     finally:
         serving.close()
 
@@ -714,7 +684,7 @@ def test_killed_right_after_put(start: Any, state: Path, server: Serving) -> Non
     child.wait_for("given")
     child.close()
     writer = RetainWriter(Settings(api_url=server.url, bank_id="b"), state=state)
-    wait_for(lambda: stored(server.url) == {"s": texts(range(7))})
+    eventually(lambda: stored(server.url) == {"s": texts(range(7))})
     assert writer.close()
 
 
@@ -746,20 +716,10 @@ def wait_until(writer: RetainWriter, condition: Any) -> None:
     raise AssertionError(f"never came: {writer.counters()}")
 
 
-def wait_for(condition: Any) -> None:
-    """Wait for something that another process brings about."""
-    patience = threading.Event()
-    for _ in range(600):
-        if condition():
-            return
-        patience.wait(0.1)
-    raise AssertionError("never came")
-
-
 def wait_for_empty(server: Serving, write: Any, state: Path) -> None:
     """Wait until what earlier writers left is delivered, completed and gone."""
     writer = write(server.url)
-    wait_for(lambda: not left(state))
+    eventually(lambda: not left(state))
     assert writer.close()
 
 

@@ -19,10 +19,12 @@ from filling import AT, batch_of, close_all, fill, source, turn
 
 from hindsight_exec.conversation import turns
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
-from hindsight_exec.outbox import spool
+from hindsight_exec.outbox import schema, spool
 from hindsight_exec.outbox import store as outbox_room
+from hindsight_exec.outbox.reader import BYTES
 from hindsight_exec.outbox.salvage import salvage
-from hindsight_exec.outbox.store import MAX_ROW_BYTES, SCHEMA_VERSION, Outbox, Summary
+from hindsight_exec.outbox.schema import VERSION, Summary
+from hindsight_exec.outbox.store import MAX_ROW_BYTES, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -390,7 +392,7 @@ def test_purging_a_session(outbox: Outbox, path: Path) -> None:
     assert outbox.purge("mine") == 2
     assert contents(outbox) == ["turn 1", "turn 2"]
     assert all(b"hunter2" not in one.read_bytes() for one in path.parent.iterdir())
-    assert outbox.bytes == sum(row[0] for row in outbox._db.all(Outbox._BYTES))
+    assert outbox.bytes == sum(row[0] for row in outbox._db.all(BYTES))
     assert len(outbox.batches()) == 1
 
 
@@ -497,10 +499,10 @@ def test_a_newer_schema(path: Path) -> None:
     """A file of a newer version is left as it is, and the message says what to do."""
     Outbox(path).close()
     with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
     before = path.read_bytes()
     for readonly in (False, True):
-        with pytest.raises(OutboxNewer, match=f"schema {SCHEMA_VERSION + 1}.*newer"):
+        with pytest.raises(OutboxNewer, match=f"schema {VERSION + 1}.*newer"):
             Outbox(path, readonly=readonly)
     assert path.read_bytes() == before
 
@@ -509,25 +511,25 @@ def test_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An older file is led to the current schema step by step, and keeps what it holds."""
     with closing(Outbox(path)) as outbox:
         outbox.put(source(), turn(1))
-    monkeypatch.setattr(outbox_room, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
+    monkeypatch.setattr(schema, "VERSION", VERSION + 2)
     steps = {
-        SCHEMA_VERSION: "ALTER TABLE turns ADD COLUMN mood TEXT;",
-        SCHEMA_VERSION + 1: "UPDATE turns SET mood = 'fine';",
+        VERSION: "ALTER TABLE turns ADD COLUMN mood TEXT;",
+        VERSION + 1: "UPDATE turns SET mood = 'fine';",
     }
-    monkeypatch.setattr(Outbox, "_MIGRATIONS", steps)
+    monkeypatch.setattr(schema, "MIGRATIONS", steps)
     with closing(Outbox(path)) as outbox:
         assert contents(outbox) == ["turn 1"]
         assert outbox._db.all("SELECT mood FROM turns") == [("fine",)]
-        assert outbox._db.pragma("user_version") == SCHEMA_VERSION + 2
+        assert outbox._db.pragma("user_version") == VERSION + 2
 
 
 def test_a_migration_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes nothing: all its steps are one transaction."""
     with closing(Outbox(path)) as outbox:
         outbox.put(source(), turn(1))
-    monkeypatch.setattr(outbox_room, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
-    steps = {SCHEMA_VERSION: "DELETE FROM turns; INSERT INTO nowhere VALUES (1);"}
-    monkeypatch.setattr(Outbox, "_MIGRATIONS", steps)
+    monkeypatch.setattr(schema, "VERSION", VERSION + 1)
+    steps = {VERSION: "DELETE FROM turns; INSERT INTO nowhere VALUES (1);"}
+    monkeypatch.setattr(schema, "MIGRATIONS", steps)
     with pytest.raises(OutboxUnavailable):
         Outbox(path)
     monkeypatch.undo()
@@ -546,7 +548,7 @@ def foreign_database(path: Path) -> None:
 
 def foreign_database_of_our_version(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(f"CREATE TABLE a (a); PRAGMA user_version = {SCHEMA_VERSION}")
+        db.executescript(f"CREATE TABLE a (a); PRAGMA user_version = {VERSION}")
 
 
 def negative_version(path: Path) -> None:
