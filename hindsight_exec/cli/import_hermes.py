@@ -21,7 +21,8 @@ from hindsight_exec.hermes import embedded
 from hindsight_exec.hermes.history import PastSession, past_sessions, when
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
-from hindsight_exec.settings.config import Settings, default_hermes_home
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.folders import default_hermes_home
 
 from .console import (
     KEY_REFUSED,

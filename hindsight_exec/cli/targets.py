@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hindsight_exec.client.urls import normalise_url
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
-from hindsight_exec.settings.config import Settings, default_hermes_home, state_folder
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.folders import default_hermes_home, state_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,13 @@ from urllib.parse import quote, urlsplit
 
 from hindsight_exec.errors import ConfigError
 
-__all__ = ["is_loopback", "normalise_url"]
+__all__ = ["CLOUD_URL", "EMBEDDED_URL", "LOCAL_URL", "is_loopback", "normalise_url"]
+
+CLOUD_URL = "https://api.hindsight.vectorize.io"
+LOCAL_URL = "http://localhost:8888"
+# Stands for Hindsight's own daemon, whatever its port, in front of the profile's name. No host
+# name ends in .invalid (RFC 2606): code that does not know this prefix reaches nobody.
+EMBEDDED_URL = "http://hindsight-embed.invalid/"
 
 _LOOPBACK_NAME = re.compile(r"(?:.+\.)?localhost\.?")
 

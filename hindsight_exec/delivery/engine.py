@@ -23,7 +23,7 @@ from hindsight_exec.executor import DrainingExecutor, call_at_exit
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.salvage import salvage
 from hindsight_exec.outbox.store import MAX_SOURCES, Outbox
-from hindsight_exec.settings.config import resolve_credential
+from hindsight_exec.settings.credentials import resolve_credential
 
 from .backlog import Backlog
 from .worker import Delivery

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 
 from hindsight_exec.conversation import turns
-from hindsight_exec.settings.config import Settings, state_folder
+from hindsight_exec.settings.folders import state_folder
 
 from .engine import Engine, join, leave
 from .progress import Counters
 from .schedule import Hold, first_document
 
 if TYPE_CHECKING:
+    from hindsight_exec.settings.config import Settings
     import threading
 
     from hindsight_exec.conversation.turns import Source, Turn

@@ -15,9 +15,10 @@ from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import Lease, lease
 from hindsight_exec.errors import ConfigError, ExecutorClosed, HindsightExecError, Rejected
 from hindsight_exec.hermes import embedded
-from hindsight_exec.settings.config import Settings, resolve_credential
+from hindsight_exec.settings.credentials import resolve_credential
 
 if TYPE_CHECKING:
+    from hindsight_exec.settings.config import Settings
     from hindsight_exec.client.api import HindsightClient
 
 __all__ = ["Connection"]

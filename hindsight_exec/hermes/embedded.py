@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
 from hindsight_exec.errors import Starting, Unavailable
-from hindsight_exec.settings.config import read_dotenv
+from hindsight_exec.settings.dotenv import read_dotenv
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings

@@ -14,7 +14,8 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
 
-from hindsight_exec.settings.config import Settings, default_hermes_home
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.folders import default_hermes_home
 
 if TYPE_CHECKING:
 

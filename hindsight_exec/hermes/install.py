@@ -19,7 +19,8 @@ from typing import Any, Dict, List, Optional
 from hindsight_exec import __version__
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import setup
-from hindsight_exec.settings.config import Settings, default_hermes_home
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.folders import default_hermes_home
 
 from .yaml_edit import provider_of, with_provider
 

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
+from hindsight_exec.client.urls import CLOUD_URL, LOCAL_URL
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
-from hindsight_exec.settings.config import CLOUD_URL, LOCAL_URL, Settings, configurable
+from hindsight_exec.settings.config import Settings, configurable
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 

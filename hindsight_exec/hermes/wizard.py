@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from hindsight_exec.client.urls import normalise_url
+from hindsight_exec.client.urls import CLOUD_URL, LOCAL_URL, normalise_url
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded, host, setup
-from hindsight_exec.settings.config import CLOUD_URL, LOCAL_URL, Settings, configurable
+from hindsight_exec.settings.config import Settings, configurable
 from hindsight_exec.settings.values import PARSERS, WrongValue
 
 from .install import NAME

@@ -1,47 +1,28 @@
-"""Settings: what a user configures, read from config.json and the environment.
+"""`Settings`: every configuration key with its default, its check and its description.
 
 The file, its keys and the ``HINDSIGHT_*`` variables are those of the Hindsight
-provider that Hermes 0.19 bundles, so that a configuration serves both. Keys of
-our own: ``retain_document_chars``, ``retain_idle_seconds``, ``drain_timeout``
+provider that Hermes 0.19 bundles, so one configuration serves both. Our own
+keys are ``retain_document_chars``, ``retain_idle_seconds``, ``drain_timeout``
 and ``durability``.
-
-A wrong value never raises while loading: it is replaced, and one warning names
-the key, the value and what is used instead. Only a wrong server is different:
-guessing one would send conversations to a stranger, so memory stays off and
-`Settings.unusable` says why.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
-import sys
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Mapping, Optional, Tuple, Union
 
-from hindsight_exec.client.urls import normalise_url
-from hindsight_exec.errors import ConfigError
+from hindsight_exec.client.urls import CLOUD_URL, normalise_url
 
-from .values import PARSERS, WrongValue
+from . import keyring, reading
+from .dotenv import read_dotenv
 
-__all__ = ["Settings", "default_hermes_home", "resolve_credential", "state_folder"]
+__all__ = ["Settings", "configurable"]
 
 logger = logging.getLogger("hindsight_exec")
-
-CLOUD_URL = "https://api.hindsight.vectorize.io"
-LOCAL_URL = "http://localhost:8888"
-# Stands for Hindsight's own daemon, whatever its port is, in front of the profile's name. No
-# name ends in .invalid (RFC 2606): what does not know better reaches nobody.
-EMBEDDED_URL = "http://hindsight-embed.invalid/"
-
-# Keys that programs handed over, or that only this process' environment holds,
-# by (reference, URL). Never on disk. Single dict operations: safe from any thread.
-_given: Dict[Tuple[str, str], str] = {}
 
 
 def _key(
@@ -173,9 +154,9 @@ class Settings:
             return
         object.__setattr__(self, "api_url", normalise_url(self.api_url))
         if self.api_key and not self.credential:
-            reference = _given_reference(self.api_url, self.api_key)
+            reference = keyring.reference(self.api_url, self.api_key)
             object.__setattr__(self, "credential", reference)
-            _given[reference, self.api_url] = self.api_key
+            keyring.remember(reference, self.api_url, self.api_key)
 
     @classmethod
     def load(
@@ -193,13 +174,13 @@ class Settings:
         outer = os.environ if environ is None else environ
         reference = f"hermes:{Path(hermes_home).absolute()}" if hermes_home else "env"
         dotenv = read_dotenv(Path(hermes_home) / ".env") if hermes_home else {}
-        found = _read(hermes_home, {**outer, **dotenv})
+        found = reading.read(configurable(), hermes_home, {**outer, **dotenv})
         for problem in found.problems:
             logger.warning("%s", problem)
         values = found.values
         key = values.get("api_key")
         if key and outer.get("HINDSIGHT_API_KEY") == key and not found.unusable:
-            _given[reference, values["api_url"]] = key
+            keyring.remember(reference, values["api_url"], key)
         return cls(
             **values,
             credential=reference,
@@ -212,199 +193,3 @@ class Settings:
 def configurable() -> Tuple[Field[Any], ...]:
     """The fields of `Settings` that are keys of config.json, in their order."""
     return tuple(item for item in fields(Settings) if "kind" in item.metadata)
-
-
-def resolve_credential(reference: str, url: str) -> Optional[str]:
-    """The key that ``reference`` stands for, read anew each time. Safe from any thread.
-
-    Returns:
-        None if the configuration that ``reference`` names is gone or names another
-        server: then nothing may be sent; "" if no key is needed there.
-    """
-    if not reference:
-        return ""
-    try:
-        url = normalise_url(url)
-    except ConfigError:
-        return None
-    given = _given.get((reference, url))
-    if reference.startswith("given:"):
-        # A later process of the same program: the environment may hold the key.
-        key = given or os.environ.get("HINDSIGHT_API_KEY", "")
-        return key if key and (given or _given_reference(url, key) == reference) else None
-    environ = dict(os.environ)
-    own = environ.pop("HINDSIGHT_API_KEY", "")
-    home: Optional[Path] = None
-    if reference.startswith("hermes:"):
-        home = Path(reference[len("hermes:") :])
-        if default_hermes_home(os.environ).absolute() != home:
-            # Another profile's configuration must not be completed from ours.
-            environ, own = {"HOME": environ.get("HOME", "")}, ""
-        environ.update(read_dotenv(home / ".env"))
-    elif reference != "env":
-        return given
-    found = _read(home, environ, named=bool(own or given))
-    if found.unusable or not found.configured or found.values["api_url"] != url:
-        return given
-    if url.startswith(EMBEDDED_URL):
-        return ""  # keys are other servers'
-    # What a host handed over was meant for this profile; the process' variable may be another's.
-    return found.values.get("api_key") or given or own
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """Where turns wait: ``HINDSIGHT_EXEC_STATE``, else the user's state folder of the platform.
-
-    Raises:
-        ConfigError: There is no home folder to put it into.
-    """
-    named = environ.get("HINDSIGHT_EXEC_STATE", "").strip()
-    if named:
-        return Path(named).expanduser().absolute()
-    if sys.platform == "win32":
-        local = environ.get("LOCALAPPDATA", "").strip()
-        base = Path(local) if local else _home(environ) / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = _home(environ) / "Library" / "Application Support"
-    else:
-        # The XDG specification has relative paths ignored.
-        xdg = Path(environ.get("XDG_STATE_HOME", "").strip())
-        base = xdg if xdg.is_absolute() else _home(environ) / ".local" / "state"
-    return base / "hindsight-exec"
-
-
-def default_hermes_home(environ: Mapping[str, str]) -> Path:
-    """The folder of Hermes: ``HERMES_HOME``, else its default on this platform."""
-    named = environ.get("HERMES_HOME", "").strip()
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        local = environ.get("LOCALAPPDATA", "").strip()
-        return (Path(local) if local else _home(environ) / "AppData" / "Local") / "hermes"
-    return _home(environ) / ".hermes"
-
-
-# -- reading ---------------------------------------------------------------------------
-
-
-@dataclass
-class _Found:
-    values: Dict[str, Any]
-    problems: List[str]
-    source: Optional[Path]
-    configured: bool
-    unusable: str
-
-
-def _read(
-    hermes_home: Optional[Path], environ: Mapping[str, str], *, named: bool = False
-) -> _Found:
-    """All keys with their values, checked; what the file does not name the environment may."""
-    problems: List[str] = []
-    path, raw, unusable = _read_file(hermes_home, environ)
-    where = str(path) if path else "environment"
-    legacy = raw.get("banks")
-    bank = legacy.get("hermes") if isinstance(legacy, dict) else None
-    if isinstance(bank, dict):  # the form of older versions
-        raw = {**{key: bank[key] for key in ("bankId", "budget") if bank.get(key)}, **raw}
-    if raw.get("mode") == "local":  # its older name
-        raw = {**raw, "mode": "local_embedded"}
-
-    values: Dict[str, Any] = {}
-    stated_keys = set()
-    for item in configurable():
-        names = (item.name, *item.metadata["aliases"])
-        stated = [(where, name, raw[name]) for name in names if raw.get(name) not in (None, "")]
-        variable = item.metadata["env"]
-        if not stated and environ.get(variable, "").strip():
-            stated = [("environment", variable, environ[variable].strip())]
-        if not stated:
-            continue
-        place, name, value = stated[0]
-        try:
-            values[item.name] = PARSERS[item.metadata["kind"]](value, item)
-            stated_keys.add(item.name)
-        except WrongValue as wrong:
-            instead = item.default if wrong.instead is None else wrong.instead
-            shown = (
-                "a value that is not shown" if item.metadata["kind"] == "secret" else _brief(value)
-            )
-            problems.append(
-                f"{place}: {name} is {shown}, but must be {wrong}; using {_brief(instead)}"
-            )
-            values[item.name] = instead
-
-    if values.get("mode") == "local_embedded":
-        profile = values.get("profile") or Settings.profile
-        values["api_url"] = EMBEDDED_URL + profile
-        values.pop("api_key", None)  # the key is another server's
-    if "api_url" not in values:
-        values["api_url"] = CLOUD_URL if values.get("mode", "cloud") == "cloud" else LOCAL_URL
-    try:
-        values["api_url"] = normalise_url(values["api_url"])
-    except ConfigError as error:
-        unusable = unusable or f"{where}: {error}"
-        values["api_url"] = ""
-    if unusable:
-        problems.append(f"{unusable}; memory is off until this is corrected")
-    local = values.get("mode", "cloud") != "cloud"
-    configured = named or local or bool(stated_keys & {"api_url", "api_key"})
-    return _Found(values, problems, path, configured, unusable)
-
-
-def _read_file(
-    hermes_home: Optional[Path], environ: Mapping[str, str]
-) -> Tuple[Optional[Path], Dict[str, Any], str]:
-    candidates = [Path(hermes_home) / "hindsight" / "config.json"] if hermes_home else []
-    with contextlib.suppress(ConfigError):
-        candidates.append(_home(environ) / ".hindsight" / "config.json")
-    for path in candidates:
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            # The next file might name another server, or another bank.
-            return path, {}, f"{path} cannot be read ({type(error).__name__}: {error})"
-        if not isinstance(raw, dict):
-            return path, {}, f"{path} does not hold a JSON object"
-        return path, raw, ""
-    return None, {}, ""
-
-
-def read_dotenv(path: Path) -> Dict[str, str]:
-    """Hindsight's variables in a ``.env`` file. Lines are KEY=VALUE, with or without quotes."""
-    values = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        name, equals, value = line.strip().partition("=")
-        name = name[len("export ") :].strip() if name.startswith("export ") else name.strip()
-        if equals and name.startswith("HINDSIGHT_"):
-            value = value.strip()
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]
-            values[name] = value
-    return values
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    named = Path(environ.get("HOME", "") if sys.platform != "win32" else "")
-    try:
-        return named if named.is_absolute() else Path.home()
-    except RuntimeError as error:
-        raise ConfigError(
-            "no home folder: set HOME, or HINDSIGHT_EXEC_STATE to a folder"
-        ) from error
-
-
-def _given_reference(url: str, key: str) -> str:
-    # 32 bits: enough to tell a user's keys apart, useless for finding the key.
-    return "given:" + hashlib.sha256(f"{url}\0{key}".encode("utf-8", "replace")).hexdigest()[:8]
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple, cast
 if TYPE_CHECKING:
     from dataclasses import Field
 
-__all__ = ["PARSERS", "WrongValue"]
+__all__ = ["PARSERS", "WrongValue", "brief"]
 
 
 class WrongValue(Exception):  # noqa: N818 - not an error of the program
@@ -150,3 +150,9 @@ PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "list": _list,
     "scopes": _scopes,
 }
+
+
+def brief(value: Any) -> str:
+    """How a message quotes a value."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hindsight_exec.hermes import HindsightMemoryProvider
-from hindsight_exec.settings import config
+from hindsight_exec.settings import keyring
 
 from .recording import Hindsight, configure
 
@@ -21,7 +21,7 @@ def clean(tmp_path, monkeypatch):
     home = tmp_path / "user"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(config, "_given", {})
+    monkeypatch.setattr(keyring, "_keys", {})
     return home
 
 

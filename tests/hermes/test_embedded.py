@@ -30,7 +30,7 @@ from hindsight_exec.cli.console import UNREACHABLE, USAGE
 from hindsight_exec.cli.main import main
 from hindsight_exec.errors import Starting, Unavailable
 from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
-from hindsight_exec.settings.config import resolve_credential
+from hindsight_exec.settings.credentials import resolve_credential
 
 from .recording import LIMIT, configure
 from .test_history import History

@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.settings import config
-from hindsight_exec.settings.config import (
-    Settings,
-    default_hermes_home,
-    resolve_credential,
-    state_folder,
-)
+from hindsight_exec.settings import config, keyring
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.credentials import resolve_credential
+from hindsight_exec.settings.folders import default_hermes_home, state_folder
+from hindsight_exec.settings.values import brief
 
 BUNDLED_DEFAULTS = {
     "mode": "cloud",
@@ -50,7 +48,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "user"))
     (tmp_path / "user").mkdir()
-    monkeypatch.setattr(config, "_given", {})
+    monkeypatch.setattr(keyring, "_keys", {})
     return tmp_path / "hermes"
 
 
@@ -184,8 +182,8 @@ def test_a_wrong_value_is_one_warning(home, caplog, key, value, used):
     (record,) = caplog.records
     message = record.getMessage()
     assert record.levelno == logging.WARNING
-    assert f": {key} is {config._brief(value)}" in message
-    assert f"using {config._brief(used)}" in message
+    assert f": {key} is {brief(value)}" in message
+    assert f"using {brief(used)}" in message
 
 
 @pytest.mark.parametrize("value", ["true", "yes", "ON", 1, True, "1"])
@@ -303,7 +301,7 @@ def test_a_key_handed_over_by_a_host(home):
     """A key that only the caller's environ holds resolves in this process, and in no other."""
     settings = Settings.load(home, {"HINDSIGHT_API_KEY": "scoped", "HINDSIGHT_API_URL": "http://h"})
     assert resolve_credential(settings.credential, "http://h") == "scoped"
-    config._given.clear()  # what a new process starts with
+    keyring._keys.clear()  # what a new process starts with
     assert resolve_credential(settings.credential, "http://h") is None
 
 
@@ -312,7 +310,7 @@ def test_a_key_handed_over_by_a_program(home, monkeypatch):
     settings = Settings(api_url="http://h", api_key="k")
     assert resolve_credential(settings.credential, "http://h") == "k"
     assert Settings(api_url="http://h", api_key="other").credential != settings.credential
-    config._given.clear()
+    keyring._keys.clear()
     assert resolve_credential(settings.credential, "http://h") is None
     monkeypatch.setenv("HINDSIGHT_API_KEY", "wrong")
     assert resolve_credential(settings.credential, "http://h") is None

@@ -1,0 +1,53 @@
+"""Folders of the user: the home, Hermes' own, and the one for the state of this package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Mapping
+
+from hindsight_exec.errors import ConfigError
+
+__all__ = ["default_hermes_home", "state_folder", "user_home"]
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Where turns wait: ``HINDSIGHT_EXEC_STATE``, else the user's state folder of the platform.
+
+    Raises:
+        ConfigError: There is no home folder to put it into.
+    """
+    named = environ.get("HINDSIGHT_EXEC_STATE", "").strip()
+    if named:
+        return Path(named).expanduser().absolute()
+    if sys.platform == "win32":
+        local = environ.get("LOCALAPPDATA", "").strip()
+        base = Path(local) if local else user_home(environ) / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = user_home(environ) / "Library" / "Application Support"
+    else:
+        # The XDG specification has relative paths ignored.
+        xdg = Path(environ.get("XDG_STATE_HOME", "").strip())
+        base = xdg if xdg.is_absolute() else user_home(environ) / ".local" / "state"
+    return base / "hindsight-exec"
+
+
+def default_hermes_home(environ: Mapping[str, str]) -> Path:
+    """The folder of Hermes: ``HERMES_HOME``, else its default on this platform."""
+    named = environ.get("HERMES_HOME", "").strip()
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        local = environ.get("LOCALAPPDATA", "").strip()
+        return (Path(local) if local else user_home(environ) / "AppData" / "Local") / "hermes"
+    return user_home(environ) / ".hermes"
+
+
+def user_home(environ: Mapping[str, str]) -> Path:
+    named = Path(environ.get("HOME", "") if sys.platform != "win32" else "")
+    try:
+        return named if named.is_absolute() else Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            "no home folder: set HOME, or HINDSIGHT_EXEC_STATE to a folder"
+        ) from error
