@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -87,3 +88,52 @@ def test_keeping_a_turn_costs_a_small_multiple_of_an_insert(
         assert _least_ratio(ratio, 6.5) <= 6.5
     finally:
         outbox.close()
+
+
+# An instruction counts when it runs in a file of the package: what the import system and the
+# standard library need differs between the lines of CPython, and is no loss of ours.
+COUNT = """
+import os, sys
+counted = 0
+def count(code):
+    global counted
+    counted += "hindsight_exec" in code.co_filename.split(os.sep)
+def trace(frame, event, _):
+    frame.f_trace_opcodes, frame.f_trace_lines = True, False
+    if event == "opcode":
+        count(frame.f_code)
+    return trace
+before = set(sys.modules)
+if hasattr(sys, "monitoring"):
+    of = sys.monitoring
+    of.use_tool_id(of.PROFILER_ID, "count")
+    of.register_callback(of.PROFILER_ID, of.events.INSTRUCTION, lambda code, _: count(code))
+    of.set_events(of.PROFILER_ID, of.events.INSTRUCTION)
+else:
+    sys.settrace(trace)
+{program}
+number = counted
+brought = set(sys.modules) - before
+print(number, *sorted(brought & {{"aiohttp", "asyncio", "sqlite3", "typing", "json", "uuid"}}))
+"""
+
+
+@pytest.mark.parametrize(
+    "program, limit",
+    [
+        ("import hindsight_exec", 60),
+        ("from hindsight_exec import DrainingExecutor", 1500),
+    ],
+)
+def test_import_runs_few_instructions(program: str, limit: int, tmp_path: Path) -> None:
+    """Importing the package, or its executor, runs few instructions and brings nothing slow."""
+    counted, *brought = subprocess.run(
+        [sys.executable, "-c", COUNT.format(program=program)],
+        cwd=tmp_path,  # the sources are not beside it
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.split()
+    assert brought == []
+    assert int(counted) <= limit

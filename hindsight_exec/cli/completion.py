@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 from hindsight_exec.errors import ConfigError
 
 from .console import OK, say
+from .parser import make_parser
 
 if TYPE_CHECKING:
     import argparse
 
 
 def run(args: argparse.Namespace) -> int:
-    from .main import make_parser  # noqa: PLC0415 - it imports this
-
     try:
         import shtab  # noqa: PLC0415 - an extra
     except ImportError:

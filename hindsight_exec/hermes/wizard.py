@@ -125,7 +125,7 @@ def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[P
 
 
 def _try(settings: Settings) -> None:
-    from hindsight_exec.cli.doctor import server_checks  # noqa: PLC0415 - brings the client
+    from .checks import server_checks  # noqa: PLC0415 - brings the client
 
     problem = setup.missing(settings)
     if problem:

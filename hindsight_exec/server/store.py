@@ -12,25 +12,18 @@ import json
 import sqlite3
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping
 
 from .database import first, open_database, transaction
-from .requests import MISSIONS, Refused
+from .reader import Reader
+from .requests import Refused
 from .text import join_parts, units
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Units a recall looks at, by budget; `max_tokens` cuts the answer as well.
-CANDIDATES = {"low": 10, "mid": 30, "high": 100}
 
-# English text has about four characters to a token; the real server counts with a tokenizer.
-_CHARS_PER_TOKEN = 4
-
-_UNITS = "(SELECT count(*) FROM units WHERE document = documents.number) AS unit_count"
-
-
-class Store:
+class Store(Reader):
     """Banks, documents and operations. Not thread-safe: made, used and closed on one thread.
 
     Raises:
@@ -38,14 +31,10 @@ class Store:
     """
 
     def __init__(self, database: Path | None) -> None:
-        self._sql = open_database(database)
+        super().__init__(open_database(database))
 
     def close(self) -> None:
         self._sql.close()
-
-    def check(self) -> None:
-        """Raises sqlite3.Error when the database does not answer."""
-        first(self._sql, "SELECT count(*) FROM banks")
 
     # -- retain -----------------------------------------------------------------------------------
 
@@ -217,81 +206,7 @@ class Store:
                 (_now(), row["number"]),
             )
 
-    # -- documents --------------------------------------------------------------------------------
-
-    def document(self, bank: str, document: str) -> dict[str, Any]:
-        """One document with its text.
-
-        Raises:
-            Refused: 404.
-        """
-        row = first(
-            self._sql,
-            f"SELECT *, {_UNITS} FROM documents WHERE bank = ? AND id = ?",  # noqa: S608
-            (bank, document),
-        )
-        if row is None:
-            raise Refused(404, "Document not found")
-        kinds = {"world": 0, "experience": 0, "observation": 0}
-        kinds.update(
-            self._sql.execute(
-                "SELECT kind, count(*) FROM units WHERE document = ? GROUP BY kind",
-                (row["number"],),
-            ).fetchall()
-        )
-        shown = _document(row)
-        return {
-            **shown,
-            "original_text": row["text"],
-            "nodes_by_fact_type": kinds,
-            "observation_scopes": (shown["retain_params"] or {}).get("observation_scopes"),
-        }
-
-    def documents(
-        self,
-        bank: str,
-        *,
-        query: str | None,
-        tags: Sequence[str],
-        tags_match: str,
-        limit: int,
-        offset: int,
-    ) -> dict[str, Any]:
-        """One page of a bank's documents, the newest first.
-
-        Raises:
-            Refused: 404 for an unknown bank.
-        """
-        self._require_bank(bank)
-        where, values = _tagged(tags, tags_match)
-        folded = (query or "").casefold()
-        if folded:
-            # LIKE folds ASCII only.
-            where += " AND (instr(casefold(id), :folded) OR instr(casefold(text), :folded))"
-        values.update(bank=bank, folded=folded, limit=limit, offset=offset)
-        source = f"FROM documents WHERE bank = :bank AND {where}"
-        total = first(self._sql, f"SELECT count(*) {source}", values)[0]
-        rows = self._sql.execute(
-            f"SELECT *, {_UNITS}, length(text) AS text_length {source}"
-            " ORDER BY updated_at DESC, number DESC LIMIT :limit OFFSET :offset",
-            values,
-        )
-        items = []
-        for row in rows:
-            places = {"id": row["id"], "original_text": row["text"]}
-            matched = [
-                name for name, text in places.items() if folded and folded in text.casefold()
-            ]
-            items.append(
-                {**_document(row), "text_length": row["text_length"], "matched_fields": matched}
-            )
-        return {
-            "items": items,
-            "total": total,
-            "limit": limit,
-            "offset": offset,
-            "total_is_estimate": False,
-        }
+    # -- documents and banks ------------------------------------------------------------
 
     def delete_document(self, bank: str, document: str) -> int:
         """Delete the document and its units; how many units it had.
@@ -304,77 +219,6 @@ class Store:
             self._sql.execute("DELETE FROM documents WHERE bank = ? AND id = ?", (bank, document))
         return count
 
-    # -- recall -----------------------------------------------------------------------------------
-
-    def recall(
-        self,
-        bank: str,
-        *,
-        words: Sequence[str],
-        types: Sequence[str],
-        tags: Sequence[str],
-        tags_match: str,
-        budget: str,
-        max_tokens: int,
-    ) -> list[dict[str, Any]]:
-        """The units that hold any of the words, the best match (bm25) first.
-
-        Nothing is consolidated here, so each unit answers as an `observation` too, where that is
-        asked for and its own type is not.
-
-        Raises:
-            Refused: 404 for an unknown bank.
-        """
-        self._require_bank(bank)
-        where, values = _tagged(tags, tags_match)
-        if "observation" not in types:
-            where += f" AND units.kind IN ({_names(values, 'type', types)})"
-        # Words in quotes are text, never operators of the query language.
-        values.update(bank=bank, words=" OR ".join(f'"{word}"' for word in words))
-        rows = self._sql.execute(
-            "SELECT units.*, bm25(words) AS score, documents.id AS document_id, documents.fields"  # noqa: S608
-            " FROM words JOIN units ON units.number = words.rowid"
-            " JOIN documents ON documents.number = units.document"
-            f" WHERE words MATCH :words AND documents.bank = :bank AND {where}"
-            " ORDER BY score, units.number DESC LIMIT :limit",
-            {**values, "limit": CANDIDATES[budget]},
-        )
-        results, room = [], max_tokens * _CHARS_PER_TOKEN
-        for row in rows:
-            if len(row["text"]) > room:
-                continue  # a shorter one may still fit
-            room -= len(row["text"])
-            fields = json.loads(row["fields"])
-            results.append(
-                {
-                    "id": row["id"],
-                    "text": row["text"],
-                    "type": row["kind"] if row["kind"] in types else "observation",
-                    "context": fields["params"].get("context"),
-                    "mentioned_at": row["at"],
-                    "occurred_start": None,
-                    "occurred_end": None,
-                    "document_id": row["document_id"],
-                    "chunk_id": f"{bank}_{row['document_id']}_{row['position']}",
-                    "metadata": fields["params"].get("metadata"),
-                    "tags": fields["tags"],
-                    "scores": {"final": -row["score"], "keyword": -row["score"]},
-                }
-            )
-        return results
-
-    # -- banks ------------------------------------------------------------------------------------
-
-    def config(self, bank: str) -> dict[str, Any]:
-        """The bank's missions.
-
-        Raises:
-            Refused: 404 for an unknown bank.
-        """
-        overrides = json.loads(self._require_bank(bank))
-        config = {**dict.fromkeys(MISSIONS), **overrides}
-        return {"bank_id": bank, "config": config, "overrides": overrides}
-
     def update_config(self, bank: str, updates: Mapping[str, str | None]) -> dict[str, Any]:
         """Set missions of the bank, None removes one; the bank is made if need be."""
         with transaction(self._sql):
@@ -384,13 +228,6 @@ class Store:
             self._sql.execute("UPDATE banks SET config = ? WHERE bank = ?", (_text(kept), bank))
         return self.config(bank)
 
-    def _require_bank(self, bank: str) -> str:
-        row = first(self._sql, "SELECT config FROM banks WHERE bank = ?", (bank,))
-        if row is None:
-            raise Refused(404, f"Bank '{bank}' not found")
-        config: str = row["config"]
-        return config
-
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
@@ -398,44 +235,3 @@ def _now() -> str:
 
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _document(row: sqlite3.Row) -> dict[str, Any]:
-    fields = json.loads(row["fields"])
-    return {
-        "id": row["id"],
-        "bank_id": row["bank"],
-        "content_hash": row["content_hash"],
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
-        "memory_unit_count": row["unit_count"],
-        "tags": fields["tags"],
-        "document_metadata": fields["params"].get("metadata"),
-        "retain_params": fields["params"] or None,
-    }
-
-
-def _names(values: dict[str, Any], prefix: str, entries: Sequence[str]) -> str:
-    """Names for the entries in a statement; the entries are added to its values."""
-    names = [f"{prefix}{number}" for number in range(len(entries))]
-    values.update(zip(names, entries))
-    return ", ".join(f":{name}" for name in names)
-
-
-def _tagged(tags: Sequence[str], match: str) -> tuple[str, dict[str, Any]]:
-    """The condition on a document's tags, and its values."""
-    values: dict[str, Any] = {}
-    wanted = list(dict.fromkeys(tags))
-    if not wanted and match != "exact":
-        return "1", values
-    of = "(SELECT count(*) FROM tags WHERE document = documents.number"
-    some = f"{of} AND tag IN ({_names(values, 'tag', wanted)}))"
-    values["wanted"] = len(wanted)
-    condition = {
-        "any": f"({some} > 0 OR {of}) = 0)",
-        "any_strict": f"{some} > 0",
-        "all": f"({some} = :wanted OR {of}) = 0)",
-        "all_strict": f"{some} = :wanted",
-        "exact": f"({some} = :wanted AND {of}) = :wanted)",
-    }
-    return condition[match], values

@@ -152,7 +152,7 @@ def test_help_and_version(cli: Cli) -> None:
     """--help names every command and exit status, --version the version."""
     done = cli("--help")
     assert done.status == 0
-    for word in ("retain", "serve", "demo", "flush", "doctor", "not reachable", "NO_COLOR"):
+    for word in ("retain", "serve", "demo", "flush", "doctor", "unreachable", "NO_COLOR"):
         assert word in done.out
     assert cli("--version").out == f"hindsight-exec {hindsight_exec.__version__}\n"
     for command in ("serve", "retain", "demo", "status", "flush", "outbox", "dead", "doctor"):
@@ -162,20 +162,23 @@ def test_help_and_version(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "args, words",
     [
-        ([], "required"),
-        (["dance"], "invalid choice"),
+        (["dance"], "unknown command 'dance'; see"),
+        (["statsu"], "unknown command 'statsu' (did you mean 'status'?)"),
+        (["dead", "lits"], "unknown command 'lits' (did you mean 'list'?)"),
+        (["flush", "--timeot", "3"], "unknown argument '--timeot' (did you mean '--timeout'?)"),
+        (["hermes", "instal"], "unknown command 'instal' (did you mean 'install'?)"),
         (["retain"], "FILE"),
         (["retain", "--colour", "x"], "--colour"),
         (["retain", "nowhere.jsonl"], "cannot read nowhere.jsonl: No such file"),
         (["retain", "."], "Is a directory"),
         (["retain", "--url", "ftp://x", "/dev/null"], "ftp://x"),
-        (["retain", "--timeout", "soon", "x"], "'soon' is not a number"),
-        (["serve", "--port", "70000"], "'70000' is not a number from 0 to 65535"),
+        (["retain", "--timeout", "soon", "x"], "invalid value 'soon'"),
+        (["serve", "--port", "70000"], "invalid value '70000' (expected a number from 0 to 65535)"),
         (["serve", "--data", "x", "--memory"], "not allowed with"),
         (["serve", "--host", "no.such.host.invalid", "--memory"], "cannot listen"),
         (["flush", "--timeout", "-1"], "of at least 0"),
         (["demo", "--turns", "0"], "of at least 1"),
-        (["outbox"], "COMMAND"),
+        (["import", "hermes", "--since", "yesterday"], "invalid date 'yesterday' (expected YYYY"),
         (["outbox", "show", "x"], "there is no 'x'"),
         (["outbox", "purge"], "--yes"),
         (["dead", "retry"], "--all"),
@@ -187,6 +190,14 @@ def test_wrong_arguments(cli: Cli, args: list[str], words: str) -> None:
     done = cli.one_line(*args)
     assert done.status == 2
     assert words in done.err
+
+
+@pytest.mark.parametrize("args", [[], ["outbox"], ["dead"], ["import"], ["hermes"]])
+def test_no_command(cli: Cli, args: list[str]) -> None:
+    """Without a command the program shows its help, with exit status 2."""
+    done = cli(*args)
+    assert (done.status, done.err) == (2, "")
+    assert done.out == cli(*args, "--help").out
 
 
 def test_unreachable_server(cli: Cli) -> None:

@@ -24,12 +24,11 @@ import pytest
 from serving import documents, free_port, get
 
 from hindsight_exec import Settings
-from hindsight_exec.cli import doctor
 from hindsight_exec.cli import targets as where
 from hindsight_exec.cli.console import UNREACHABLE, USAGE
 from hindsight_exec.cli.main import main
 from hindsight_exec.errors import Starting, Unavailable
-from hindsight_exec.hermes import HindsightMemoryProvider, connection, embedded, setup
+from hindsight_exec.hermes import HindsightMemoryProvider, checks, connection, embedded, setup
 from hindsight_exec.settings.credentials import resolve_credential
 
 from .recording import LIMIT, configure
@@ -472,7 +471,7 @@ def test_what_is_missing(home, clean, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "root" in HindsightMemoryProvider().unavailable_reason()
-    (check,) = doctor.server_checks(Settings.load(home))
+    (check,) = checks.server_checks(Settings.load(home))
     assert (check.state, "another user" in check.remedy) == ("failed", True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert HindsightMemoryProvider().is_available()
@@ -503,19 +502,19 @@ def test_doctor(chat, daemon, home, monkeypatch):
     monkeypatch.setattr(embedded, "program", lambda: "")
     configure(home, mode="local_embedded", bank_id="b")
     settings = Settings.load(home)
-    (check,) = doctor.server_checks(settings)
+    (check,) = checks.server_checks(settings)
     assert (check.state, "uv" in check.remedy) == ("failed", True)
     monkeypatch.setattr(embedded, "program", lambda: "hindsight-api")
-    (check,) = doctor.server_checks(settings)
+    (check,) = checks.server_checks(settings)
     assert (check.name, check.state) == ("embedded server", "warning")
     assert daemon.asked() == 0
     daemon.let()
     provider = chat()
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
-    assert [check.state for check in doctor.server_checks(settings)] == ["ok", "ok"]
+    assert [check.state for check in checks.server_checks(settings)] == ["ok", "ok"]
     other = where.chosen_settings(home / "hindsight" / "outbox", daemon.url + "/x", None, None)
-    assert doctor.server_checks(other)[0].name == "server"  # the one that was named
+    assert checks.server_checks(other)[0].name == "server"  # the one that was named
 
 
 def test_setup(daemon, home, monkeypatch, capsys):
