@@ -1,4 +1,4 @@
-"""An outbox that is being delivered: what is known of it in memory."""
+"""An open outbox that is being delivered, and what the worker knows of it in memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from hindsight_exec.conversation.turns import document_id, document_item
-from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.outbox.store import MAX_SOURCES
 
 from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
@@ -23,32 +22,36 @@ if TYPE_CHECKING:
 
     from .progress import Progress
 
-#: Held turns read at once. A transaction of 100 000 rows would make a
-#: concurrent put wait for 0.65 s.
+#: Held turns read in one transaction. With 100 000 rows a concurrent put would
+#: wait for 0.65 s.
 _ROWS = 500
 
-#: Failed sends after which a batch lets others go first: it may be the batch
-#: that a server cannot take, and not the server that is away.
-_STUBBORN = 3
+#: Failed sends after which a batch lets others go first: the server may be
+#: fine, and this batch the one that it cannot take.
+_KEEPS_FAILING = 3
 
 
 @dataclass
 class Holding:
-    """A source's held turns: a hint when to look, while the rows are what counts.
+    """A hint about a source's held turns; the rows on disk are the truth.
 
-    ``last`` is when the last one was given (monotonic seconds).
+    Attributes:
+        last: When the last turn was given (monotonic seconds).
+        looked: The number of turns when no document could be made of them.
+        ended: The turns are due, however few they are.
+        noticed: The worker has been told that they are due.
     """
 
     hold: Hold
     last: float
     turns: int = 0
     chars: int = 0
-    looked: int = 0  # so many turns were there when no document could be made
+    looked: int = 0
     ended: bool = False
-    told: bool = False  # the worker knows that it is due
+    noticed: bool = False
 
     def due_at(self) -> float:
-        """When to look for a document; 0.0 for now."""
+        """When the worker should look at the turns; 0.0 for now."""
         if self.ended or (
             self.chars >= self.hold.chars
             and self.turns >= self.hold.turns
@@ -59,30 +62,30 @@ class Holding:
 
 
 class Backlog:
-    """An outbox, and what is to be done with it.
+    """An outbox, and what remains to be done with it.
 
-    ``holding`` and ``ready`` are hints that callers give, under the lock of
-    ``progress``; all else belongs to the worker.
+    ``holding`` and ``ready`` are hints from callers, guarded by the lock of
+    ``progress``; everything else belongs to the worker.
 
     Args:
         outbox: The open outbox.
-        progress: Whose lock guards the hints.
-        adopted: A dead process left it: everything held in it goes now.
+        progress: Its lock guards the hints.
+        adopted: A dead process left the outbox: all its turns are due now.
     """
 
-    _order = itertools.count()  # entries of one time keep their order
+    _order = itertools.count()  # keeps polls of the same time in order
 
     def __init__(self, outbox: Outbox, progress: Progress, *, adopted: bool = False) -> None:
         self.outbox = outbox
         self.progress = progress
         self.adopted = adopted
         self.broken = False
-        self.busy = 0  # requests under way
-        self.sending: dict[Destination, int] = {}  # retains under way
+        self.in_flight: set[Any] = set()  # requests
+        self.sending: dict[Any, Destination] = {}  # those of them that are retains
         self.holding: dict[int, Holding] = {}  # by source
         self.ready: set[int] = set()  # destinations that may have documents
         self.resend: dict[int, deque[Batch]] = {}  # by destination
-        # For each destination a heap of when, order, how often, what to ask.
+        # By destination: a heap of due time, order, polls so far, batch.
         self.polls: dict[int, list[tuple[float, int, int, Batch]]] = {}
         self._destinations: dict[int, Destination] = {}
         self._sources: dict[int, Source] = {}
@@ -97,7 +100,7 @@ class Backlog:
                     self.send_again(batch)
 
     def take_all(self) -> None:
-        """Whatever is in the outbox is due now."""
+        """Make everything in the outbox due now."""
         now = time.monotonic()
         with self.progress:
             for held in self.outbox.held():
@@ -107,49 +110,51 @@ class Backlog:
             self.ready.update(self.outbox.destinations())
 
     def hold(self, number: int, chars: int, hold: Hold) -> bool:
-        """A turn was kept; whether the worker must look. Called with the lock held."""
+        """Note a held turn; return whether to wake the worker. Called with the lock held."""
         now = time.monotonic()
         held = self.holding.get(number)
         if held is None:
             held = self.holding[number] = Holding(hold, now)
-        news = not held.turns
+        should_wake = not held.turns
         held.turns += 1
         held.chars += chars
         held.last = now
-        if not held.told and held.due_at() <= now:
-            held.told = news = True
-        return news
+        if not held.noticed and held.due_at() <= now:
+            held.noticed = should_wake = True
+        return should_wake
 
     def destination(self, number: int) -> Destination:
         if number not in self._destinations:
-            self._destinations.update(self.outbox.destinations())
+            self._destinations = self.outbox.destinations()
         return self._destinations[number]
 
     def destinations(self) -> list[Destination]:
-        """All that are known; those of an adopted backlog are."""
+        """Return the known destinations: all of them if the backlog is adopted."""
         return list(self._destinations.values())
 
     def source(self, number: int) -> Source:
         if number not in self._sources:
-            if len(self._sources) >= MAX_SOURCES:  # a gateway's life is long
+            if len(self._sources) >= MAX_SOURCES:  # a gateway may live for a year
                 self._sources.clear()
             self._sources[number] = self.outbox.source(number)
         return self._sources[number]
 
-    def share(self, batch: Batch) -> list[tuple[Source, int]]:
-        """How many turns of which sources a batch has."""
+    def turns_of(self, batch: Batch) -> list[tuple[Source, int]]:
+        """Return how many turns of which sources a batch has."""
         return [(self.source(number), turns) for number, turns in self.outbox.turns_of(batch)]
 
+    # --- documents --------------------------------------------------------
+
     def close_documents(
-        self, now: float, *, everything: bool, wanted: Callable[[Source, int], Optional[bool]]
+        self, now: float, *, everything: bool, should_close: Callable[[Source, int], Optional[bool]]
     ) -> list[float]:
-        """Make documents of held turns as far as they are due; when others will be.
+        """Close the documents that are due; return when others will be.
 
         Args:
             now: Monotonic seconds.
-            everything: What is held is due, too.
-            wanted: Whether documents of a source, with so many characters held,
-                are to be made now; None if none at all are any more. The caller
+            everything: Held turns are due, too.
+            should_close: Whether to close documents of a source with so many
+                characters held now; None to stop looking at all. The caller
                 knows when to ask again.
         """
         due = []
@@ -158,10 +163,10 @@ class Backlog:
         for number, held in holding:
             ended = everything or held.ended or held.last + held.hold.idle <= now
             if ended or held.due_at() <= now:
-                make = wanted(self.source(number), held.chars)
-                if make is None:
+                close = should_close(self.source(number), held.chars)
+                if close is None:
                     break
-                if not make:
+                if not close:
                     continue
                 self._close_documents(number, held, ended=ended)
             if number in self.holding:
@@ -171,11 +176,11 @@ class Backlog:
     def _close_documents(self, number: int, held: Holding, *, ended: bool) -> None:
         source = self.source(number)
         with self.progress:
-            held.told = False  # what comes while we are at it, is told anew
+            held.noticed = False  # a turn that arrives from here on wakes the worker again
             held.ended = held.ended and not ended
         while True:
             rows = self.outbox.held_turns(number, _ROWS)
-            made, start = [], 0
+            documents, start = [], 0
             while start < len(rows):
                 sizes = [turn.sizes for _, turn in rows[start:]]
                 count = first_document(sizes, held.hold, ended=ended)
@@ -183,92 +188,97 @@ class Backlog:
                     break
                 members = rows[start : start + count]
                 turns = [turn for _, turn in members]
-                at = turns[0].given_at
-                name = document_id(source.session, at, turns[0].payload)
+                given_at = turns[0].given_at
+                name = document_id(source.session, given_at, turns[0].payload)
                 item = document_item(source, name, turns)
-                made.append(([row for row, _ in members], name, at, item))
+                documents.append(([row for row, _ in members], name, given_at, item))
                 start += count
-            if made:
-                self.ready.add(self.outbox.close_documents(number, made))
-            if len(rows) < _ROWS or not made:
+            if documents:
+                self.ready.add(self.outbox.close_documents(number, documents))
+            if len(rows) < _ROWS or not documents:
                 break
         with self.progress:
-            # Counted under the lock: a turn that was noted before is in the
-            # file, one that is noted later counts on top.
+            # Counted under the lock: a turn noted before is in the file, and a
+            # turn noted later adds to this count.
             held.turns, held.chars = self.outbox.count_held(number)
             held.looked = held.turns
             if not held.turns:
                 self.holding.pop(number, None)
 
+    # --- batches ----------------------------------------------------------
+
     def to_send(self) -> list[int]:
-        """Destinations that have something to be sent."""
-        again = [
-            (number, keeps_failing(batches[0]))
-            for number, batches in self.resend.items()
-            if batches
-        ]
-        first = [number for number, last in again if not last]
-        return list(dict.fromkeys([*first, *self.ready, *(number for number, _ in again)]))
+        """Return the destinations that have something to send."""
+        resends = [(number, keeps_failing(batches[0])) for number, batches in self.resend.items()]
+        first = [number for number, failing in resends if not failing]
+        return list(dict.fromkeys([*first, *self.ready, *(number for number, _ in resends)]))
 
     def next_batch(self, number: int) -> Optional[Batch]:
-        """The oldest batch for a destination: one to send again, or a new one."""
-        again = self.resend.get(number)
-        made = None
-        if not again or keeps_failing(again[0]):
-            made = self._make_batch(number)
-        return made or (again.popleft() if again else None)
+        """Return the oldest batch for a destination: one to send again, or a new one."""
+        resend = self.resend.get(number)
+        batch = None
+        if not resend or keeps_failing(resend[0]):
+            batch = self._make_batch(number)
+        if batch is None and resend:
+            batch = resend.popleft()
+            if not resend:
+                del self.resend[number]
+        return batch
 
     def _make_batch(self, number: int) -> Optional[Batch]:
         if number not in self.ready:
             return None
-        # Before looking: a document that comes now puts it back.
+        # Before the look: a document that is closed meanwhile adds it again.
         self.ready.discard(number)
         try:
             found = self.outbox.ready(number, BATCH_ITEMS + 1)
             count = first_batch([size for _, size in found])
             full = count < len(found)
-            # Less than a full batch waits for the answer to the one before: under
-            # load documents then go together, and alone they go at once.
-            wait = not full and self.sending.get(self.destination(number))
+            # A batch that is not full waits for the response to the one before:
+            # documents go together under load, and at once otherwise.
+            wait = not full and self.destination(number) in self.sending.values()
             if full or wait:
                 self.ready.add(number)
             if wait or not count:
                 return None
             documents = [document for document, _ in found[:count]]
             return self.outbox.make_batch(number, documents, str(uuid.uuid4()))
-        except OutboxUnavailable:
+        except BaseException:
             self.ready.add(number)
             raise
 
     def send_again(self, *batches: Batch) -> None:
-        """Put batches of one destination back where they were: first, unless it is keeps_failing."""
-        again = self.resend.setdefault(batches[0].destination, deque())
+        """Queue batches of one destination again: first, unless they keep failing."""
+        resend = self.resend.setdefault(batches[0].destination, deque())
         if keeps_failing(batches[0]):
-            again.extend(batches)
+            resend.extend(batches)
         else:
-            again.extendleft(reversed(batches))
+            resend.extendleft(reversed(batches))
 
     def poll(self, batch: Batch, due: float, polls: int) -> None:
-        """Ask what became of an accepted batch, at ``due`` (monotonic seconds)."""
+        """Ask for the outcome of an accepted batch at ``due`` (monotonic seconds)."""
         heap = self.polls.setdefault(batch.destination, [])
         heapq.heappush(heap, (due, next(self._order), polls, batch))
 
     def next_poll(self, number: int) -> tuple[int, Batch]:
-        """Take the first of a destination's heap: how often it was asked, and for what."""
-        _, _, polls, batch = heapq.heappop(self.polls[number])
+        """Take the first of a destination's polls; return polls so far and the batch."""
+        heap = self.polls[number]
+        _, _, polls, batch = heapq.heappop(heap)
+        if not heap:
+            del self.polls[number]
         return polls, batch
 
     def poll_now(self) -> None:
-        """Ask for all at once, whatever time was set."""
+        """Make every poll due now."""
         for heap in self.polls.values():
             heap[:] = [(0.0, *rest) for _, *rest in sorted(heap)]  # type: ignore[misc]
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do, now or later."""
-        return not (self.busy or self.holding or any(self.polls.values()) or self.to_send())
+        return not (self.in_flight or self.holding or self.polls or self.resend or self.ready)
 
 
 def keeps_failing(batch: Batch) -> bool:
-    """Whether its sends failed so often that others go first."""
-    return batch.failures >= _STUBBORN
+    """Whether sending it failed so often that others go first."""
+    return batch.failures >= _KEEPS_FAILING

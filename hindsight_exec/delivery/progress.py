@@ -1,4 +1,4 @@
-"""How far the turns of this process are: counted, and told to those who wait."""
+"""Counts what became of this process's turns, and wakes the threads that wait for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:
     from hindsight_exec.conversation.turns import Source
 
-    Share = list[tuple[Source, int]]  # turns of each source
+    TurnsBySource = list[tuple[Source, int]]
 
 
 @dataclass
@@ -19,15 +19,15 @@ class Counters:
 
     Attributes:
         given: Taken from callers.
-        accepted: Of those and of adopted ones, the server has so many.
-        completed: It has also processed so many.
+        accepted: Accepted by the server, adopted turns included.
+        completed: Processed by the server, adopted turns included.
         waiting: Given and not accepted yet.
-        dead: Refused for good; they are kept as dead letters.
-        own_completed, own_dead: As completed and dead, of the given ones alone.
-        refused: Not taken, as the outbox was full.
+        dead: Refused for good and kept as dead letters, adopted turns included.
+        own_completed, own_dead: As completed and dead, of the given turns only.
+        refused: Not taken, because the outbox was full.
         oldest_age: Seconds since the oldest waiting turn was given.
         last_success: POSIX time in seconds.
-        last_error: What went wrong last, in words.
+        last_error: The text of the last error.
     """
 
     given: int = 0
@@ -45,10 +45,11 @@ class Counters:
 
 
 class Progress(threading.Condition):
-    """Counts turns by source, and is notified whenever one got on or a server failed.
+    """Counts turns by source; notified when a turn advances or a server fails.
 
-    Its lock guards all that is in it, and the hints of each backlog; it is never
-    held while a request, a callback or a big transaction runs.
+    Guarantees:
+        Its lock guards everything in it and the hints of each backlog.
+        Nobody holds it during a request, a callback or a big transaction.
     """
 
     def __init__(self) -> None:
@@ -56,68 +57,69 @@ class Progress(threading.Condition):
         self.counters = Counters()
         self.waiting: dict[Source, int] = {}  # turns not accepted
         self.unfinished: dict[Source, int] = {}  # turns not completed
-        # Failed requests by URL and credential, for those who wait.
+        # Failed requests by URL and credential, for the threads that wait.
         self.failures: dict[tuple[str, str], int] = {}
-        self.moved = time.monotonic()  # when something got on, or began to wait
+        self.watchers = 0  # threads that wait for completion
+        self.advanced_at = time.monotonic()  # when a turn advanced or began to wait
 
     def given(self, source: Source, turns: int = 1) -> None:
-        """Turns were kept. Called with the lock held."""
+        """Count turns that the outbox has taken. Called with the lock held."""
         if not self.waiting:
-            self.moved = time.monotonic()
+            self.advanced_at = time.monotonic()
         self.counters.given += turns
         self.waiting[source] = self.waiting.get(source, 0) + turns
         self.unfinished[source] = self.unfinished.get(source, 0) + turns
 
-    def accepted(self, share: Share, *, own: bool) -> None:
-        """The server has these turns; ``own`` if they were given in this process."""
+    def accepted(self, turns: TurnsBySource, *, own: bool) -> None:
+        """Count turns that the server has; ``own`` if this process was given them."""
         with self:
-            self.counters.accepted += sum(turns for _, turns in share)
+            self.counters.accepted += _total(turns)
             self.counters.last_success = time.time()
-            self.moved = time.monotonic()
+            self.advanced_at = time.monotonic()
             if own:
-                _subtract(self.waiting, share)
+                _subtract(self.waiting, turns)
             self.notify_all()
 
-    def completed(self, share: Share, *, own: bool) -> None:
-        """The server has processed them."""
+    def completed(self, turns: TurnsBySource, *, own: bool) -> None:
+        """Count turns that the server has processed."""
         with self:
-            total = sum(turns for _, turns in share)
-            self.counters.completed += total
+            self.counters.completed += _total(turns)
             if own:
-                self.counters.own_completed += total
-                _subtract(self.unfinished, share)
+                self.counters.own_completed += _total(turns)
+                _subtract(self.unfinished, turns)
             self.notify_all()
 
-    def lost(self, share: Share) -> None:
-        """The server does not have them after all; they wait again."""
+    def forgotten(self, turns: TurnsBySource) -> None:
+        """Count accepted turns as waiting again: the server does not have them after all."""
         with self:
-            for source, turns in share:
-                self.waiting[source] = self.waiting.get(source, 0) + turns
+            for source, count in turns:
+                self.waiting[source] = self.waiting.get(source, 0) + count
 
-    def buried(self, share: Share, reason: str, detail: str, *, own: bool, accepted: bool) -> None:
-        """They are dead letters now."""
-        total = sum(turns for _, turns in share)
+    def dead(
+        self, turns: TurnsBySource, reason: str, detail: str, *, own: bool, accepted: bool
+    ) -> None:
+        """Count turns that have become dead letters."""
         with self:
-            self.counters.dead += total
+            self.counters.dead += _total(turns)
             reasons = self.counters.dead_by_reason
-            reasons[reason] = reasons.get(reason, 0) + total
+            reasons[reason] = reasons.get(reason, 0) + _total(turns)
             self.counters.last_error = detail
             if own and not accepted:
-                _subtract(self.waiting, share)
+                _subtract(self.waiting, turns)
             if own:
-                self.counters.own_dead += total
-                _subtract(self.unfinished, share)
+                self.counters.own_dead += _total(turns)
+                _subtract(self.unfinished, turns)
             self.notify_all()
 
-    def failed(self, where: tuple[str, str], why: str) -> None:
-        """A request failed."""
+    def failed(self, server: tuple[str, str], error: str) -> None:
+        """Count a failed request."""
         with self:
-            self.counters.last_error = why
-            self.failures[where] = self.failures.get(where, 0) + 1
+            self.counters.last_error = error
+            self.failures[server] = self.failures.get(server, 0) + 1
             self.notify_all()
 
     def count(self) -> Counters:
-        """The counters as they stand."""
+        """Return a copy of the counters."""
         with self:
             return replace(
                 self.counters,
@@ -126,10 +128,19 @@ class Progress(threading.Condition):
             )
 
 
-def _subtract(left: dict[Source, int], share: Share) -> None:
-    for source, turns in share:
-        count = left.get(source, 0) - turns
-        if count:
-            left[source] = count
+def counted(turns: int) -> str:
+    """Return `1 turn` or `2 turns`."""
+    return f"{turns} turn" if turns == 1 else f"{turns} turns"
+
+
+def _total(turns: TurnsBySource) -> int:
+    return sum(count for _, count in turns)
+
+
+def _subtract(counts: dict[Source, int], turns: TurnsBySource) -> None:
+    for source, count in turns:
+        remaining = counts.get(source, 0) - count
+        if remaining > 0:
+            counts[source] = remaining
         else:
-            left.pop(source, None)
+            counts.pop(source, None)

@@ -168,13 +168,13 @@ class Lane:
 
     width: int = 4
     backoff: Backoff = field(default_factory=Backoff)
-    in_flight: int = 0
+    in_flight: set[object] = field(default_factory=set)
     paused: bool = False
 
     def open_at(self, now: float) -> Optional[float]:
         """When the next request may start; None while the lane is full."""
         width = 1 if self.backoff.failures else self.width
-        if self.in_flight >= width:
+        if len(self.in_flight) >= width:
             return None
         return max(now, self.backoff.not_before)
 

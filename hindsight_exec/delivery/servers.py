@@ -1,4 +1,4 @@
-"""The servers of a process, as the delivery sees them: keys, clients, trouble."""
+"""The servers that turns are sent to: their keys, clients and failures."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("hindsight_exec")
 
-#: Seconds after which a server that refused the key is asked again, even if
-#: the key has not changed: it may have been set right over there.
+#: Seconds before a server that refused the key is asked again even if the key
+#: has not changed: an operator may have corrected it on the server.
 _PAUSE = 600.0
-#: Seconds between looks whether the key for such a server has changed.
+#: Seconds between checks whether the key for such a server has changed.
 _KEY_CHECK = 30.0
 
 
 class Server:
-    """A server: URL and credential reference. Used by the worker only."""
+    """A URL and a credential reference. Used by the worker only."""
 
-    def __init__(self, where: tuple[str, str]) -> None:
-        self.where = where
+    def __init__(self, target: tuple[str, str]) -> None:
+        self.target = target
         self.lane = Lane()
         self.key: Optional[str] = None
         self.lease: Optional[Lease] = None
-        self.given_up = False  # for this process: it closes, and this server failed
-        self.taken = 0  # batches
+        self.given_up = False  # the process is closing, and this server failed
+        self.accepted = 0  # batches
 
     def may_send(self, now: float) -> bool:
         """Whether a request may start now."""
         return not (self.given_up or self.lease is None) and self.lane.may_send(now)
 
     def opens_at(self, now: float) -> list[float]:
-        """When it can be asked again; nothing if an answer will tell, or never."""
+        """When the next request may start; empty if a response decides that, or never."""
         if self.given_up:
             return []
         if self.lane.paused:
@@ -55,14 +55,14 @@ class Server:
 
 
 class Servers:
-    """All servers that turns are sent to.
+    """All servers of an engine.
 
     Args:
-        lease: Gives a share in the client of URL and key ("" for none).
-        key: The key for a credential reference and URL; None if it cannot be
-            had, "" if none is needed.
+        lease: Returns a share in the client of URL and key ("" for none).
+        key: Returns the key for a credential reference and URL; None if it
+            cannot be resolved, "" if none is needed.
         progress: Told of failures.
-        tell: Tells the user of trouble, and of its end.
+        notify: Tells the user that trouble has begun or ended.
     """
 
     def __init__(
@@ -71,29 +71,29 @@ class Servers:
         lease: Callable[[str, str], Lease],
         key: Callable[[str, str], Optional[str]],
         progress: Progress,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self._lease = lease
         self._key = key
         self._progress = progress
-        self._tell = tell
+        self._notify = notify
         self._all: dict[tuple[str, str], Server] = {}
-        self._told = False
+        self._notified = False  # of trouble that has not ended
         self.closing = False
 
     def get(self, destination: Destination) -> Server:
-        """The server of a destination, with a client if there is a key."""
-        where = (destination.url, destination.credential)
-        server = self._all.get(where)
+        """Return the server of a destination, with a client if its key is known."""
+        target = (destination.url, destination.credential)
+        server = self._all.get(target)
         if server is None:
-            server = Server(where)
+            server = Server(target)
             with self._progress:
-                self._all[where] = server
+                self._all[target] = server
         if server.lease is None or server.lane.paused:
             key = self._key(destination.credential, destination.url)
             if key is None:
                 if not server.lane.paused:
-                    self._pause(server, f"no key for {destination.url} can be found")
+                    self._pause(server, f"no API key is configured for {destination.url}")
             elif server.lease is None or key != server.key:
                 if server.lease is not None:
                     server.lease.release()
@@ -104,7 +104,7 @@ class Servers:
         return server
 
     def failed(self, server: Server, error: BaseException) -> None:
-        """A request failed in a way that may pass."""
+        """Note a request that failed and may succeed later."""
         if isinstance(error, Unauthorized):
             self._pause(server, str(error))
             return
@@ -116,51 +116,57 @@ class Servers:
         else:
             server.lane.backoff.failed(time.monotonic(), retry_after)
         server.given_up = self.closing
-        # One failure is nothing to talk about: a restart, a burst.
+        # A single failure is no news: a restart, a burst.
         if not isinstance(error, Starting) and server.lane.backoff.failures == 2:
-            self._say(f"Hindsight cannot be reached; turns wait on disk ({error})")
-        # Last, as it lets those go on who wait, perhaps to close.
-        self._progress.failed(server.where, str(error) or type(error).__name__)
+            self._notify_of_trouble(
+                f"Hindsight is unreachable; turns are saved on disk and will be sent later ({error})"
+            )
+        # Last: it wakes threads that may close the engine next.
+        self._progress.failed(server.target, str(error) or type(error).__name__)
 
-    def _pause(self, server: Server, why: str) -> None:
+    def _pause(self, server: Server, reason: str) -> None:
         first = not server.lane.paused
         server.lane.paused = True
         server.lane.backoff.not_before = time.monotonic() + _PAUSE
         server.given_up = self.closing
         if first:
-            _logger.error("%s. Turns are kept, and sent once the key is right.", why)
-            self._say(f"Hindsight does not accept the key; turns are kept on disk ({why})")
-        self._progress.failed(server.where, why)
+            _logger.error(
+                "%s. Turns are saved on disk and will be sent once the key is correct.", reason
+            )
+            self._notify_of_trouble(
+                f"Hindsight does not accept the API key; turns are saved on disk ({reason})"
+            )
+        self._progress.failed(server.target, reason)
 
     def succeeded(self, server: Server) -> None:
-        """It took a request."""
+        """Note a request that the server took."""
         server.lane.backoff.succeeded()
         server.lane.paused = False
 
-    def arrived(self) -> None:
-        """Nothing given in this process waits any longer."""
-        if self._told:
-            self._told = False
-            self._tell("All turns that waited have arrived at Hindsight")
+    def all_accepted(self) -> None:
+        """Note that no turn given in this process is waiting any longer."""
+        if self._notified:
+            self._notified = False
+            self._notify("Hindsight is back; all turns have arrived")
 
-    def _say(self, text: str) -> None:
-        self._told = True
-        self._tell(text)
+    def _notify_of_trouble(self, text: str) -> None:
+        self._notified = True
+        self._notify(text)
 
     def hurry(self) -> None:
-        """Somebody waits: ask servers in trouble once more, now. Safe from any thread."""
+        """Retry servers in trouble once, now: a thread waits. Safe from any thread."""
         with self._progress:
             for server in self._all.values():
                 if not server.lane.paused:
                     server.lane.backoff.hurry()
 
     def paused(self, url: str, credential: str) -> bool:
-        """Whether it refused the key, so that nothing is sent. Safe from any thread."""
+        """Whether the server refused the key, so that nothing is sent. Safe from any thread."""
         server = self._all.get((url, credential))
         return server is not None and server.lane.paused
 
     def release(self, wait: float) -> None:
-        """Let go of the clients; their sessions close within ``wait`` seconds."""
+        """Give the clients back; their sessions close within ``wait`` seconds."""
         for server in self._all.values():
             if server.lease is not None:
                 server.lease.release(wait)

@@ -1,7 +1,7 @@
-"""What callers hold: give turns, wait for them, close.
+"""`RetainWriter`, what callers hold: it takes turns, waits for them, closes.
 
-:class:`RetainWriter` is a handle; what the handles of one state folder share
-in a process is in :mod:`.engine`.
+It is a handle. What all handles of a state folder share in a process is in
+:mod:`.engine`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 from hindsight_exec.conversation import turns
 from hindsight_exec.settings.folders import state_folder
 
-from .engine import Engine, join, leave
 from .progress import Counters
+from .registry import join, leave
 from .schedule import Hold, first_document
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hindsight_exec.conversation.turns import Source, Turn
     from hindsight_exec.outbox.store import Outbox
 
+    from .engine import Engine
+
 __all__ = ["Counters", "RetainWriter"]
 
 
@@ -33,15 +35,15 @@ class RetainWriter:
 
     Args:
         settings: Server, bank, and how turns are held and delivered.
-        state: The state folder; without it ``HINDSIGHT_EXEC_STATE`` or the
-            user's state folder counts.
-        on_trouble: Called with a text for the user once when turns begin to
-            wait on disk and once when all have arrived; on the worker thread.
+        state: The state folder; by default ``HINDSIGHT_EXEC_STATE``, else the
+            user's state folder.
+        on_trouble: Called on the worker thread with a text for the user: once
+            when turns begin to wait on disk, and once when all have arrived.
 
-    Safe from any thread, and usable in a forked child, which writes an outbox
-    of its own. Exit needs no :meth:`close`: what was given is sent within
-    ``settings.drain_timeout`` seconds, and what is left is sent by the next
-    process that uses the folder.
+    Safe from any thread, and usable in a forked child, which writes its own
+    outbox. Exit needs no :meth:`close`: turns are sent for up to
+    ``settings.drain_timeout`` seconds, and the next process that uses the
+    folder sends the rest.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class RetainWriter:
             turns=settings.retain_every_n_turns,
             idle=settings.retain_idle_seconds,
         )
-        self._sources: set[Source] = set()  # guarded by the lock of what is shared
+        self._sources: set[Source] = set()  # guarded by the engine's lock
         self._closed = False
         self._engine = join(self)
 
@@ -75,28 +77,28 @@ class RetainWriter:
         observation_scopes: Any = None,
         immediate: bool = False,
     ) -> None:
-        """Take a turn; it is committed to disk when this returns.
+        """Take a turn; it is on disk when this returns.
 
         It never waits for the network. After :meth:`close`, or when the
-        process exits, it is kept all the same and sent by the next process.
+        process exits, the turn is kept all the same and the next process sends it.
 
         Args:
-            messages: The turn's messages, JSON objects with ``role``,
-                ``content`` and, best, ``timestamp``.
+            messages: The turn's messages: JSON objects with ``role``,
+                ``content`` and, ideally, ``timestamp``.
             session: The conversation. Its turns are held until they fill a
-                document, or it ends, or nothing comes for a while.
-            bank: The memory bank; ``settings.bank_id`` without it.
-            context, tags, metadata, observation_scopes: What is said of the
-                document; turns that differ in it go into different ones.
+                document, the session ends, or no turn comes for a while.
+            bank: The memory bank; ``settings.bank_id`` by default.
+            context, tags, metadata, observation_scopes: Fields of the document;
+                turns with different fields go into different documents.
             immediate: Make a document of this turn alone and send it now.
 
         Raises:
             ValueError: An argument is unusable; nothing was taken.
-            OutboxFull: The outbox holds as much as it may; nothing was taken.
+            OutboxFull: The outbox has reached its bound; nothing was taken.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         engine = self._joined()
-        given_at, index = engine.next(source)
+        given_at, index = engine.next_turn(source)
         turn = turns.turn(messages, given_at=given_at, index=index)
         if immediate:
             document_id = turns.document_id(source.session, given_at, turn.payload)
@@ -110,8 +112,8 @@ class RetainWriter:
         self._note(engine, source)
         with engine.delivery.progress:
             engine.delivery.progress.given(source)
-            due = backlog.hold(number, turn.chars, self._hold)
-        if due:
+            should_wake = backlog.hold(number, turn.chars, self._hold)
+        if should_wake:
             engine.wake()
 
     def put_text(
@@ -126,10 +128,10 @@ class RetainWriter:
         observation_scopes: Any = None,
         timestamp: str = "",
     ) -> None:
-        """Take a text that is no conversation; it is a document and goes at once.
+        """Take a text that is no conversation: one document, sent at once.
 
         Args:
-            timestamp: When what it tells of happened, ISO 8601; now without it.
+            timestamp: When the events in it happened, ISO 8601; now by default.
 
         Otherwise as :meth:`put`.
         """
@@ -137,7 +139,7 @@ class RetainWriter:
             raise ValueError(f"a text to retain must not be empty, not {text!r}")
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         engine = self._joined()
-        given_at, _ = engine.next(source, turn=False)
+        given_at, _ = engine.next_turn(source, counts=False)
         document_id = turns.document_id(source.session, given_at, text)
         item = turns.text_item(source, document_id, text, given_at, timestamp)
         self._keep_document(engine, source, document_id, item, given_at)
@@ -153,37 +155,36 @@ class RetainWriter:
         metadata: Optional[Mapping[str, Any]] = None,
         observation_scopes: Any = None,
     ) -> None:
-        """Take a conversation of the past, whole; it goes at once.
+        """Take a whole conversation of the past and send it at once.
 
-        Its documents are cut and named by what is in them, so that one that is
-        given again, from the start and with the same settings, is stored once.
+        Its documents are cut and named by their content: a conversation that
+        is given twice, from its start and with the same settings, is stored once.
 
         Args:
-            past: For each turn its messages, and when it was: POSIX time in
-                seconds.
+            past: For each turn its messages and its POSIX time in seconds.
 
-        Otherwise as :meth:`put`. If the outbox is full in the middle, give all
-        of it again.
+        Otherwise as :meth:`put`. If the outbox is full halfway, give all of it
+        again.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
-        kept: list[Turn] = []
+        held: list[Turn] = []
         for index, (messages, at) in enumerate(past, 1):
-            # Ids sort by time, and times of old may lie together or be wrong.
-            given_at = max(at, kept[-1].given_at + 1e-5) if kept else max(at, 0.0)
-            kept.append(turns.turn(messages, given_at=given_at, index=index))
-        while kept:
-            count = first_document([turn.sizes for turn in kept], self._hold, ended=True)
-            document, kept = kept[:count], kept[count:]
+            # Ids sort by time, and recorded times may be equal or wrong.
+            given_at = max(at, held[-1].given_at + 1e-5) if held else max(at, 0.0)
+            held.append(turns.turn(messages, given_at=given_at, index=index))
+        while held:
+            count = first_document([turn.sizes for turn in held], self._hold, ended=True)
+            document, held = held[:count], held[count:]
             at = document[0].given_at
             document_id = turns.document_id(source.session, at, document[0].payload)
             item = turns.document_item(source, document_id, document)
             self._keep_document(self._joined(), source, document_id, item, at, count)
 
     def end_session(self, session: str) -> None:
-        """Send what is held of a session, in the background."""
-        wanted = turns.identifier(session)
+        """Send the held turns of a session, in the background."""
+        session = turns.identifier(session)
         engine = self._joined()
-        engine.delivery.end(lambda source: source.session == wanted)
+        engine.delivery.end(lambda source: source.session == session)
         engine.wake()
 
     def flush(
@@ -193,32 +194,31 @@ class RetainWriter:
         session: Optional[str] = None,
         completed: bool = False,
     ) -> bool:
-        """Send what is held and wait until the server has accepted it.
+        """Send held turns and wait until the server has accepted them.
 
         Args:
             timeout: Seconds to wait at most; ``None`` for no bound.
-            session: Only what was given for this session.
-            completed: Wait until the server has processed it, too.
+            session: Only the turns of this session.
+            completed: Wait until the server has processed them, too.
 
         Returns:
-            Whether all that was given through this writer arrived (or became
-            a dead letter, see :meth:`counters`).
+            Whether all turns given through this writer arrived (or became dead
+            letters, see :meth:`counters`).
         """
         return self._flush(timeout, session=session, completed=completed, patient=True)
 
     def close(self, timeout: Optional[float] = None, *, leave_to_others: bool = False) -> bool:
-        """Deliver what was given through this writer, and let go of it.
+        """Deliver the turns given through this writer, and close it. Idempotent.
 
-        It waits for ``timeout`` seconds at most (``settings.drain_timeout``
-        without it), and no longer than until the server fails: what is left
-        waits on disk. The last writer of the folder closes the sessions.
-        Idempotent.
+        It waits for ``timeout`` seconds (by default ``settings.drain_timeout``)
+        at most, and not after the server has failed: the rest stays on disk.
+        The last writer of the folder closes the HTTP sessions.
 
         Args:
-            leave_to_others: While the process has other writers of the folder,
-                begin to send what is held, but do not wait for it. The last
-                one waits for all: hundreds that close take a few requests
-                together, not one each.
+            leave_to_others: If the process has other writers of the folder,
+                begin to send held turns, but do not wait; the last writer waits
+                for all. Hundreds of writers then close with a few requests
+                instead of one each.
 
         Returns:
             As :meth:`flush`.
@@ -228,12 +228,12 @@ class RetainWriter:
         deadline = time.monotonic() + timeout
         engine = self._joined()
         with engine.lock:
-            closed, self._closed = self._closed, True
-            shared = len(engine.handles) > 1
-        if closed:
+            was_closed, self._closed = self._closed, True
+            has_others = len(engine.handles) > 1
+        if was_closed:
             return True
         done = self._flush(
-            0 if leave_to_others and shared else timeout,
+            0 if leave_to_others and has_others else timeout,
             completed=not self.settings.retain_async,
             patient=False,
             session=None,
@@ -242,7 +242,7 @@ class RetainWriter:
         return done
 
     def counters(self) -> Counters:
-        """What became of the turns given in this process, by all its writers."""
+        """Return what became of the turns given in this process, by all its writers."""
         engine = self._joined()
         counters = engine.delivery.progress.count()
         if counters.waiting:
@@ -251,16 +251,16 @@ class RetainWriter:
         return counters
 
     def deliver_all(self, timeout: float, look: Optional[Callable[[int], object]] = None) -> bool:
-        """Deliver what waits in the folder, whoever gave it, but for live processes' turns.
+        """Deliver all turns in the folder but those of other live processes.
 
         Args:
             timeout: Seconds to wait at most.
-            look: Called now and then with how many turns wait in the files
-                that are being delivered.
+            look: Called repeatedly with the number of turns that wait in the
+                files that are being delivered.
 
         Returns:
-            Whether nothing of it waits any longer, on this process's part. A
-            server that has accepted turns may still be processing them.
+            Whether no turn waits in these files any longer. The server may
+            still be processing those it has accepted.
         """
         engine = self._joined()
         delivery = engine.delivery
@@ -276,19 +276,19 @@ class RetainWriter:
                 look(engine.waiting())
             # In this order: a file that is opened in between is waited for.
             if not engine.unopened() and not engine.is_waiting():
-                return True  # what the server still processes need not be waited for
+                return True
             if not running or time.monotonic() >= deadline:
                 return False
 
     @property
     def paused(self) -> bool:
-        """Whether the server refused the key, so that nothing is sent until it changes."""
+        """Whether nothing is sent, because the server refused the key."""
         servers = self._joined().delivery.servers
         return servers.paused(self.settings.api_url, self.settings.credential)
 
     @property
     def worker(self) -> Optional[threading.Thread]:
-        """The thread that delivers, once there was something to deliver."""
+        """The thread that delivers; None until there was something to deliver."""
         return self._joined().delivery.thread
 
     def __repr__(self) -> str:
@@ -327,13 +327,13 @@ class RetainWriter:
         given_at: float,
         turns: int = 1,
     ) -> None:
-        def keep(outbox: Outbox) -> tuple[int, int]:
+        def put(outbox: Outbox) -> tuple[int, int]:
             return outbox.put_document(source, document_id, item, given_at, turns)
 
         if self._closed or engine.closed:
-            engine.keep_for_later(keep)
+            engine.keep_for_later(put)
             return
-        backlog, (_, destination) = engine.keep(keep)
+        backlog, (_, destination) = engine.keep(put)
         self._note(engine, source)
         with engine.delivery.progress:
             engine.delivery.progress.given(source, turns)
@@ -350,26 +350,27 @@ class RetainWriter:
     ) -> bool:
         engine = self._joined()
         delivery, progress = engine.delivery, engine.delivery.progress
-        wanted = None if session is None else turns.identifier(session)
+        if session is not None:
+            session = turns.identifier(session)
         with engine.lock:
-            # What has arrived for good need not be asked about again.
+            # Turns that have arrived for good need not be looked up again.
             self._sources = {one for one in self._sources if one in progress.unfinished}
-            sources = {one for one in self._sources if wanted in (None, one.session)}
-        where = (self.settings.api_url, self.settings.credential)
+            sources = {one for one in self._sources if session in (None, one.session)}
+        target = (self.settings.api_url, self.settings.credential)
         left = progress.unfinished if completed else progress.waiting
 
         def settled() -> bool:
             return not any(source in left for source in sources)
 
+        def gave_up() -> bool:
+            return self.paused or progress.failures.get(target, 0) > failures
+
         def over() -> bool:
             return settled() or not delivery.running or (not patient and gave_up())
 
-        def gave_up() -> bool:
-            return self.paused or progress.failures.get(where, 0) > failures
-
         if settled():
             return True
-        failures = progress.failures.get(where, 0)
+        failures = progress.failures.get(target, 0)
         if completed:
             delivery.watch(True)
         try:
@@ -384,7 +385,7 @@ class RetainWriter:
                 delivery.watch(False)
 
     def _joined(self) -> Engine:
-        """What we share; in a forked child a new one, of its own."""
+        """Return the engine; in a forked child a new one, of the child's own."""
         engine = self._engine
         if engine.pid != os.getpid():
             self._sources = set()

@@ -300,7 +300,7 @@ def test_a_server_that_is_down_is_told_once(write: Any, state: Path) -> None:
         assert writer.flush(60)
         assert stored(serving.url)["s"] == texts(range(5))
         assert len(heard) == 2
-        assert "wait on disk" in heard[0]
+        assert "saved on disk" in heard[0]
         assert "arrived" in heard[1]
     finally:
         writer.close()
@@ -659,7 +659,7 @@ def test_a_server_that_is_down_at_exit(run: Any, state: Path, server: Serving) -
     ended = run(GIVE, down, str(state), "0", "5")
     assert ended.status == 0
     assert ended.err.count("\n") == 1
-    assert "5 turn(s) wait on disk" in ended.err
+    assert "5 turns are saved on disk" in ended.err
     serving = Serving(port=int(down.rsplit(":", 1)[1]))
     try:
         ended = run(GIVE, down, str(state), "5", "6")
@@ -675,7 +675,7 @@ def test_a_server_that_hangs_at_exit(run: Any, state: Path) -> None:
         ended = run(GIVE, hanging.url, str(state), "0", "5", "drain_timeout=1")
     assert ended.status == 0
     assert ended.err.count("\n") == 1
-    assert "5 turn(s) wait on disk" in ended.err
+    assert "5 turns are saved on disk" in ended.err
 
 
 def test_killed_right_after_put(start: Any, state: Path, server: Serving) -> None:

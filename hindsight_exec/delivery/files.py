@@ -1,0 +1,208 @@
+"""The outbox files of a state folder that this process owns.
+
+It creates one for its own turns, adopts those that dead processes left, sets
+aside the damaged ones, and gives all of them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Callable, Optional
+
+from hindsight_exec.errors import OutboxCorrupt, OutboxNewer, OutboxUnavailable
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.salvage import salvage
+from hindsight_exec.outbox.store import Outbox
+
+from .backlog import Backlog
+from .progress import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .progress import Progress
+
+_logger = logging.getLogger("hindsight_exec")
+
+
+class Files:
+    """The files, and the claims on them. Safe from any thread.
+
+    Args:
+        folder: The state folder.
+        durability: See `Settings`.
+        progress: The lock of the backlogs' hints.
+        key: Returns the key for a credential reference and URL, or None.
+        own: Returns the backlog that takes what is salvaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        durability: str,
+        progress: Progress,
+        *,
+        key: Callable[[str, str], Optional[str]],
+        own: Callable[[], Backlog],
+    ) -> None:
+        self._folder = folder
+        self._durability = durability
+        self._progress = progress
+        self._key = key
+        self._own = own
+        self._lock = threading.Lock()  # guards all that follows
+        self._claims: dict[Backlog, spool.Claim] = {}
+        self._skip: set[Path] = set()  # files that this process cannot deliver
+
+    def open(self, path: Path) -> Outbox:
+        full = self._durability != "normal"
+        return Outbox(path, synchronous="FULL" if full else "NORMAL")
+
+    def create(self) -> Backlog:
+        """Return an empty backlog for this process's turns: a new file, or memory."""
+        if self._durability == "memory":
+            return Backlog(Outbox(None), self._progress)
+        claim = spool.create(self._folder)
+        try:
+            return self._claimed(Backlog(self.open(claim.path), self._progress), claim)
+        except BaseException:
+            claim.release(remove=True)
+            raise
+
+    def _claimed(self, backlog: Backlog, claim: spool.Claim) -> Backlog:
+        with self._lock:
+            self._claims[backlog] = claim
+        return backlog
+
+    def is_on_disk(self, backlog: Backlog) -> bool:
+        """Whether another process can find the backlog."""
+        return backlog in self._claims and backlog.outbox.is_there()
+
+    # --- what dead processes left -----------------------------------------
+
+    def adopt(self, room: int) -> list[Backlog]:
+        """Adopt files that dead processes left, at most so many."""
+        backlogs: list[Backlog] = []
+        for path in self._others():
+            if len(backlogs) == room:
+                break
+            try:
+                claim = spool.adopt(path)
+            except OutboxUnavailable as error:
+                self._skip.add(path)
+                _logger.warning("%s", error)
+                continue
+            if claim is not None and (backlog := self._adopt(claim)) is not None:
+                backlogs.append(backlog)
+        return backlogs
+
+    def unopened(self) -> bool:
+        """Whether dead processes left files that this process has not opened yet."""
+        return any(not spool.is_live(path) for path in self._others())
+
+    def _others(self) -> list[Path]:
+        """Return the files that this process neither owns nor skips."""
+        paths = spool.files(self._folder)
+        with self._lock:
+            self._skip.intersection_update(paths)  # a gateway may live for a year
+            known = self._skip.union(claim.path for claim in self._claims.values())
+        return [path for path in paths if path not in known]
+
+    def _adopt(self, claim: spool.Claim) -> Optional[Backlog]:
+        outbox = None
+        try:
+            outbox = self.open(claim.path)
+            unresolved = [
+                destination.credential
+                for destination in outbox.destinations().values()
+                if self._key(destination.credential, destination.url) is None
+            ]
+            if unresolved:
+                # A key may only go to the server it was configured for.
+                self._skip.add(claim.path)
+                _logger.info(
+                    "%s waits for a process that can resolve %s", claim.path.name, unresolved
+                )
+            elif outbox.is_empty():
+                outbox.close()
+                claim.release(remove=True)
+                return None
+            else:
+                return self._claimed(Backlog(outbox, self._progress, adopted=True), claim)
+        except OutboxCorrupt as error:
+            if outbox is not None:
+                outbox.close()
+            self._set_aside(claim, "damaged", error, rescue=True)
+            return None
+        except OutboxNewer as error:
+            self._set_aside(claim, "newer", error, rescue=False)
+            return None
+        except OutboxUnavailable as error:
+            self._skip.add(claim.path)
+            _logger.warning("%s", error)
+        if outbox is not None:
+            outbox.close()
+        claim.release()
+        return None
+
+    def _set_aside(
+        self, claim: spool.Claim, reason: str, error: Optional[Exception], *, rescue: bool
+    ) -> None:
+        try:
+            aside = claim.set_aside(reason)
+        except OSError as failure:
+            self._skip.add(claim.path)
+            claim.release()
+            _logger.error("%s cannot be set aside: %s", claim.path, failure)
+            return
+        saved = 0
+        if rescue:
+            try:
+                backlog = self._own()
+                saved = salvage(aside, backlog.outbox)
+                backlog.take_all()
+            except Exception as failure:
+                _logger.error("Nothing can be read of %s: %s", aside.name, failure)
+        _logger.error(
+            "%s was set aside as %s (%s); %s of it will be delivered",
+            claim.path.name,
+            aside,
+            error or reason,
+            counted(saved),
+        )
+
+    # --- giving back ------------------------------------------------------
+
+    def retire(self, backlog: Backlog) -> None:
+        """Close a backlog that is idle or broken."""
+        with self._lock:
+            claim = self._claims.pop(backlog, None)
+        if claim is not None and backlog.broken:
+            backlog.outbox.close()
+            self._set_aside(claim, "damaged", None, rescue=True)
+        else:
+            self._close(backlog, claim)
+
+    def take_claims(self) -> dict[Backlog, Optional[spool.Claim]]:
+        """Return the claims, no longer owned here, for :meth:`close`."""
+        with self._lock:
+            claims: dict[Backlog, Optional[spool.Claim]] = dict(self._claims)
+            self._claims.clear()
+        return claims
+
+    def close(self, claims: dict[Backlog, Optional[spool.Claim]]) -> None:
+        """Close backlogs and give their files to other processes; remove the empty ones."""
+        for backlog, claim in claims.items():
+            self._close(backlog, claim)
+
+    def _close(self, backlog: Backlog, claim: Optional[spool.Claim]) -> None:
+        empty = False
+        with contextlib.suppress(OutboxUnavailable, ValueError):
+            empty = backlog.outbox.is_empty()
+        backlog.outbox.close()
+        if claim is not None:
+            if not empty:
+                self._skip.add(claim.path)
+            claim.release(remove=empty)
