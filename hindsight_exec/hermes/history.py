@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
 from urllib.parse import quote
 
 from hindsight_exec.conversation.transcript import TranscriptTurn, paired
@@ -31,7 +31,7 @@ _SUMMARIES = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
 # Nobody talked there: the provider does not retain them live either.
 _NOT_A_TALK = ("cron", "subagent", "kanban")
 
-Message = Dict[str, Any]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PastSession:
     """A session that somebody had with Hermes; ``last_at`` is POSIX time in seconds."""
 
     identity: Identity
-    turns: Tuple[TranscriptTurn, ...]
+    turns: tuple[TranscriptTurn, ...]
     last_at: float
     title: str
 
@@ -90,7 +90,7 @@ def _past_session(
     profile: str,
 ) -> PastSession:
     parent = sessions.get(session.get("parent_session_id") or "")
-    seen: Set[Tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
     if parent is not None:
         seen = {_key(message) for message in _messages(db, parent["id"])}
     messages = _once(_messages(db, session["id"]), seen, continued=parent is not None)
@@ -112,13 +112,13 @@ def _past_session(
     )
 
 
-def _messages(db: sqlite3.Connection, session: str) -> List[Message]:
+def _messages(db: sqlite3.Connection, session: str) -> list[Message]:
     """What was said in a session: archived rows count, undone ones and mere onlookers' do not."""
     rows = db.execute(
         "SELECT * FROM messages WHERE session_id = ? AND role IN ('user', 'assistant') ORDER BY id",
         (session,),
     ).fetchall()
-    found: List[Message] = []
+    found: list[Message] = []
     for row in map(dict, rows):
         undone = not row.get("active", 1) and not row.get("compacted", 0)
         if not undone and not row.get("observed", 0):
@@ -138,15 +138,15 @@ def _content(stored: Any) -> Any:
     return stored if stored is None else str(stored)
 
 
-def _once(messages: List[Message], seen: Set[Tuple[str, str]], *, continued: bool) -> List[Message]:
+def _once(messages: list[Message], seen: set[tuple[str, str]], *, continued: bool) -> list[Message]:
     """The messages without those that compression put there.
 
     It writes a summary and, around it, copies of messages: a run of copies
     that has a summary in it, or that a continuation begins with. What a user
     says twice stands elsewhere, and stays.
     """
-    kept: List[Message] = []
-    run: List[Message] = []
+    kept: list[Message] = []
+    run: list[Message] = []
     drop = continued
     for message in messages:
         key = _key(message)
@@ -162,7 +162,7 @@ def _once(messages: List[Message], seen: Set[Tuple[str, str]], *, continued: boo
     return kept + ([] if drop else run)
 
 
-def _key(message: Message) -> Tuple[str, str]:
+def _key(message: Message) -> tuple[str, str]:
     content = message["content"]
     text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
     return message["role"], text.strip()
@@ -178,7 +178,7 @@ def _ignore(line: int, reason: str) -> None:
     """Hermes' own rows: what is not understood of them was not said."""
 
 
-def when(turn: TranscriptTurn) -> Optional[float]:
+def when(turn: TranscriptTurn) -> float | None:
     """When a turn was: POSIX time in seconds."""
     moment = turn.user_at or turn.assistant_at
     return None if moment is None else moment.timestamp()

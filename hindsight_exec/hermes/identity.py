@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Mapping
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
@@ -31,7 +31,7 @@ class Identity:
 
     session: str = ""
     parent: str = ""
-    facts: Tuple[Tuple[str, str], ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
     workspace: str = ""
 
     @classmethod
@@ -73,14 +73,14 @@ class Identity:
         text = text.replace("/", "-").encode("utf-8", "replace")[:192].decode("utf-8", "ignore")
         return text or settings.bank_id
 
-    def tags(self, settings: Settings) -> Tuple[str, ...]:
+    def tags(self, settings: Settings) -> tuple[str, ...]:
         """The configured tags, then where the session stands."""
         lineage = [f"session:{self.session}"]
         if self.parent:
             lineage.append(f"parent:{self.parent}")
         return tuple(dict.fromkeys((*settings.retain_tags, *lineage)))
 
-    def metadata(self, settings: Settings) -> Dict[str, str]:
+    def metadata(self, settings: Settings) -> dict[str, str]:
         """What is the same for all turns of the session; the writer adds counts and times."""
         noted = {"session_id": self.session, **dict(self.facts)}
         if settings.retain_source.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Sequence
 
 __all__ = ["is_synthetic", "scrub"]
 
@@ -50,7 +50,7 @@ def scrub(text: str) -> str:
     return text.strip()
 
 
-def is_synthetic(text: str, messages: Optional[Sequence[Mapping[str, Any]]] = None) -> bool:
+def is_synthetic(text: str, messages: Sequence[Mapping[str, Any]] | None = None) -> bool:
     """Whether the runtime, not the user, said this: a nudge, a finished background job.
 
     Args:

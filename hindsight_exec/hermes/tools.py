@@ -6,9 +6,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping, NamedTuple, TypeVar
 
 from hindsight_exec.conversation.times import parse_local
+
+from .memories import memories
+from .scrub import scrub
+
+if TYPE_CHECKING:
+    from hindsight_exec.client.api import HindsightClient
+
+    from .connection import Connection
+    from .retention import Retention
 
 __all__ = [
     "RECALL",
@@ -16,10 +25,11 @@ __all__ = [
     "RETAIN",
     "SCHEMAS",
     "Note",
+    "call",
     "error",
-    "note_of",
-    "query_of",
 ]
+
+T = TypeVar("T")
 
 RETAIN = "hindsight_retain"
 RECALL = "hindsight_recall"
@@ -28,12 +38,12 @@ REFLECT = "hindsight_reflect"
 
 def _schema(
     name: str, description: str, required: str, **properties: Mapping[str, Any]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, "required": [required]}
     return {"name": name, "description": description, "parameters": parameters}
 
 
-SCHEMAS: List[Dict[str, Any]] = [
+SCHEMAS: list[dict[str, Any]] = [
     _schema(
         RETAIN,
         "Keep something for later conversations. Facts are drawn from it and linked to what is known.",
@@ -75,31 +85,46 @@ class Note(NamedTuple):
     """Checked arguments of `RETAIN`."""
 
     content: str
-    context: Optional[str]
-    tags: Tuple[str, ...]
+    context: str | None
+    tags: tuple[str, ...]
     occurred_at: str  # ISO 8601 with an offset; "" for now
-    metadata: Dict[str, str]
+    metadata: dict[str, str]
 
 
 def call(
     name: str,
     args: Any,
-    *,
-    note: Callable[[Note], None],
-    recall: Callable[[str], List[str]],
-    reflect: Callable[[str], str],
+    bank: str,
+    connection: Connection,
+    retention: Retention | None,
 ) -> str:
-    """Runs a tool: its answer as JSON, ``{"result": …}`` or ``{"error": …}``. Never raises."""
+    """Run a tool: its answer as JSON, ``{"result": …}`` or ``{"error": …}``. Never raises.
+
+    Args:
+        retention: None where memory is read-only.
+    """
+    settings = connection.settings
+
+    def ask(question: Callable[[HindsightClient], Awaitable[T]]) -> T:
+        # The client's own bound comes first; this one is for a loop that was stopped.
+        return connection.submit(question).result(settings.timeout + 5)
+
     try:
         if name == RETAIN:
-            note(note_of(args))
+            note = note_of(args)
+            if retention is None:
+                return error(f"{name} failed: memory is read-only here")
+            retention.keep_note(note)
             text = "It is kept, and will be stored even if this process ends."
             return json.dumps({"result": text, "queued": True})
         if name == RECALL:
-            found = recall(query_of(args))
+            query = query_of(args)
+            found = ask(lambda client: memories(client, settings, bank, query))
             text = "\n".join(f"{number}. {one}" for number, one in enumerate(found, 1))
         elif name == REFLECT:
-            text = reflect(query_of(args))
+            query = query_of(args)
+            budget = settings.recall_budget
+            text = scrub(ask(lambda client: client.reflect(bank, query, budget=budget)))
         else:
             return error(f"there is no tool {name!r}, only {RETAIN}, {RECALL} and {REFLECT}")
     except ValueError as wrong:  # ConfigError among them
@@ -162,7 +187,7 @@ def _object(args: Any) -> Mapping[str, Any]:
     return args
 
 
-def _text(args: Mapping[str, Any], name: str, *, required: bool = False) -> Optional[str]:
+def _text(args: Mapping[str, Any], name: str, *, required: bool = False) -> str | None:
     value = args.get(name)
     if value is None and not required:
         return None
@@ -175,7 +200,7 @@ def _text(args: Mapping[str, Any], name: str, *, required: bool = False) -> Opti
     return value.strip() or None
 
 
-def _time(text: Optional[str]) -> str:
+def _time(text: str | None) -> str:
     if text is None:
         return ""
     try:
