@@ -450,3 +450,57 @@ def test_missions_where_bank_settings_are_off(make, hindsight):
     make(bank_mission="so")
     (request,) = hindsight.wait_for("/banks/hermes", 1, "PUT")
     assert request.body == {"reflect_mission": "so"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_forked_anywhere_in_the_provider(run, hindsight, home):
+    """Wherever another thread is inside the provider at a fork, the child can use it."""
+    configure(home, api_url=hindsight.url)
+    ended = run(
+        """
+        import os, queue, signal, sys, threading, warnings
+        from pathlib import Path
+        import hindsight_exec.hermes.provider as module
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads
+        provider = module.HindsightMemoryProvider()
+        provider.initialize("s", hermes_home=sys.argv[1], agent_context="primary")
+        mine = [str(Path(module.__file__).with_name(name + ".py"))
+                for name in ("provider", "recall", "sessions")]
+        stopped, go_on = queue.Queue(), queue.Queue()
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_filename not in mine:
+                return None
+            if event == "line":
+                stopped.put((Path(frame.f_code.co_filename).name, frame.f_lineno))
+                go_on.get()
+            return trace
+
+        def use():
+            sys.settrace(trace)
+            provider.queue_prefetch("first")
+            provider.on_session_switch("t")
+            provider.prefetch("second")
+            provider.shutdown()
+            sys.settrace(None)
+            stopped.put(None)
+
+        threading.Thread(target=use, daemon=True).start()
+        while True:
+            line = stopped.get(timeout=30)
+            if line is None:
+                break
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                provider.on_session_switch("child")
+                provider.queue_prefetch("of the child")
+                provider.shutdown()
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            assert not status, (line, status)
+            go_on.put(None)
+        """,
+        str(home),
+    )
+    assert (ended.status, ended.err) == (0, "")
