@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from conftest import Child
+from children import Child
 from filling import documents_of, source, turn
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from hindsight_exec.client.api import HindsightClient
-    from hindsight_exec.outbox.store import Batch
+    from hindsight_exec.outbox.schema import Batch
 
     from .backlog import Backlog
     from .progress import Progress

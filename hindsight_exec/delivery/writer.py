@@ -19,11 +19,11 @@ from .registry import join, leave
 from .schedule import Hold, first_document
 
 if TYPE_CHECKING:
-    from hindsight_exec.settings.config import Settings
     import threading
 
     from hindsight_exec.conversation.turns import Source, Turn
     from hindsight_exec.outbox.store import Outbox
+    from hindsight_exec.settings.config import Settings
 
     from .engine import Engine
 

@@ -18,8 +18,8 @@ from hindsight_exec.hermes import embedded
 from hindsight_exec.settings.credentials import resolve_credential
 
 if TYPE_CHECKING:
-    from hindsight_exec.settings.config import Settings
     from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.settings.config import Settings
 
 __all__ = ["Connection"]
 
