@@ -1,9 +1,9 @@
 """An asynchronous client of the Hindsight HTTP API, on aiohttp alone.
 
-It keeps to the answers of hindsight-api 1.1.0. Whatever goes wrong with a
-request is one of four errors, which say what to do next: `Unavailable` (again
-later), `Rejected` (never again as it is), `Unauthorized` (once the key has
-changed), `BadResponse` (this is not the API).
+It follows the API of hindsight-api 1.1.0. A request that fails raises one of
+four errors, which say what to do next: `Unavailable` (try again later),
+`Rejected` (never send it again as it is), `Unauthorized` (wait until the key
+has changed), `BadResponse` (the URL is not the API's).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from hindsight_exec.errors import ConfigError
 
-from .request import Request, Server
+from .request import Request
+from .session import Server
 from .urls import is_loopback, normalise_url
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class HindsightClient:
         url: Base URL; it may have a path prefix.
         api_key: Sent as ``Authorization: Bearer``. It appears in no repr, log
             or error, and redirects are never followed with it.
-        timeout: Seconds for a whole request, its answer included.
+        timeout: Seconds for a whole request, its response included.
         connect_timeout: Seconds until there is a connection: name lookup,
             TCP and TLS.
 
@@ -55,7 +56,7 @@ class HindsightClient:
     after that opens new ones.
 
     Proxies come from ``http_proxy``, ``https_proxy`` and ``no_proxy``; a server
-    on this machine is asked directly. Certificates are checked against
+    on this machine is always asked directly. Certificates are checked against
     ``SSL_CERT_FILE``/``SSL_CERT_DIR``, else ``REQUESTS_CA_BUNDLE``, else
     ``CURL_CA_BUNDLE``, else the system's. The environment is read when a loop's
     connections are opened.
@@ -73,7 +74,7 @@ class HindsightClient:
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(
                 "the API key holds characters that no HTTP header can carry;"
-                " see whether it was copied whole and alone"
+                " check that it was copied completely and alone"
             )
         self._server = Server(
             normalise_url(url),
@@ -112,18 +113,18 @@ class HindsightClient:
     async def version(self) -> str:
         """Return the server's version."""
         request = Request(self._server, "GET", "/version")
-        answer = await request.send()
+        response = await request.send()
         # Older servers call it "version".
-        name = "api_version" if "api_version" in answer else "version"
-        found: str = request.field(answer, name, str)
+        name = "api_version" if "api_version" in response else "version"
+        found: str = request.field(response, name, str)
         return found
 
     async def health(self) -> dict[str, Any]:
         """Return ``{"status": "healthy", …}``; `Unavailable` when it is not."""
         request = Request(self._server, "GET", "/health")
-        answer = await request.send()
-        request.field(answer, "status", str)
-        return answer
+        response = await request.send()
+        request.field(response, "status", str)
+        return response
 
     # --- memories -----------------------------------------------------------
 
@@ -141,11 +142,11 @@ class HindsightClient:
             bank: The bank, made on first use.
             items: ``{"content": …, "document_id": …, …}``; bytes are an item
                 that is JSON already, sent as it is.
-            asynchronous: Let the server store them after it has answered.
-            operation_id: A UUID of the caller's choice. A server since 0.8.6
-                does an asynchronous retain once, however often it is sent
-                under one id. Only with it does the client send again by
-                itself, once, when a connection turns out to be closed.
+            asynchronous: Let the server store them after its response.
+            operation_id: A UUID of the caller's choice. Servers since 0.8.6
+                perform an asynchronous retain once, however often it is sent
+                under one id. Only with an id does the client itself send it
+                again, once, when a connection turns out to be closed.
         """
         parts = [item if isinstance(item, bytes) else _dumps(item) for item in items]
         body = b'{"items":[%b],"async":%b' % (
@@ -154,14 +155,16 @@ class HindsightClient:
         )
         if operation_id is not None:
             body += b',"operation_id":' + _dumps(operation_id)
-        again = asynchronous and operation_id is not None
-        request = Request(self._server, "POST", _bank(bank) + "/memories", body + b"}", again=again)
-        answer = await request.send()
-        if answer.get("success") is not True:
-            raise request.bad("its answer does not say that it succeeded")
-        if answer.get("operation_id") is not None:
-            request.field(answer, "operation_id", str)
-        return answer
+        idempotent = asynchronous and operation_id is not None
+        request = Request(
+            self._server, "POST", _bank(bank) + "/memories", body + b"}", idempotent=idempotent
+        )
+        response = await request.send()
+        if response.get("success") is not True:
+            raise request.bad("the response does not say that it succeeded")
+        if response.get("operation_id") is not None:
+            request.field(response, "operation_id", str)
+        return response
 
     async def recall(
         self,
@@ -187,13 +190,15 @@ class HindsightClient:
             tags=tags and list(tags),
             tags_match=tags_match,
         )
-        request = Request(self._server, "POST", _bank(bank) + "/memories/recall", body, again=True)
+        request = Request(
+            self._server, "POST", _bank(bank) + "/memories/recall", body, idempotent=True
+        )
         return request.rows(await request.send(), "results", "text")
 
     async def reflect(self, bank: str, query: str, *, budget: str | None = None) -> str:
-        """Return the server's answer to the query, reasoned from the memories."""
+        """Return the server's reply to the query, reasoned from the memories."""
         body = _dumps_given(query=query, budget=budget)
-        request = Request(self._server, "POST", _bank(bank) + "/reflect", body, again=True)
+        request = Request(self._server, "POST", _bank(bank) + "/reflect", body, idempotent=True)
         text: str = request.field(await request.send(), "text", str)
         return text
 
@@ -202,11 +207,11 @@ class HindsightClient:
     async def document(self, bank: str, document_id: str) -> dict[str, Any]:
         """Return a document; `Rejected` with status 404 when there is none."""
         request = Request(self._server, "GET", _document(bank, document_id))
-        answer = await request.send()
+        response = await request.send()
         for name in ("original_text", "content_hash"):
-            if answer.get(name) is not None:
-                request.field(answer, name, str)
-        return answer
+            if response.get(name) is not None:
+                request.field(response, name, str)
+        return response
 
     async def documents(
         self,
@@ -235,10 +240,10 @@ class HindsightClient:
         if tags_match is not None:
             given.append(("tags_match", tags_match))
         request = Request(self._server, "GET", _bank(bank) + "/documents", query=given)
-        answer = await request.send()
-        request.rows(answer, "items", "id")
-        request.field(answer, "total", int)
-        return answer
+        response = await request.send()
+        request.rows(response, "items", "id")
+        request.field(response, "total", int)
+        return response
 
     async def delete_document(self, bank: str, document_id: str) -> dict[str, Any]:
         """Delete a document and the memories drawn from it."""
@@ -253,9 +258,9 @@ class HindsightClient:
         ``cancelled``, or ``not_found`` for an id that the server does not know.
         """
         request = Request(self._server, "GET", _operation(bank, operation_id))
-        answer = await request.send()
-        request.field(answer, "status", str)
-        return answer
+        response = await request.send()
+        request.field(response, "status", str)
+        return response
 
     async def retry_operation(self, bank: str, operation_id: str) -> dict[str, Any]:
         """Run a failed operation again; `Rejected` with 409 if it has not failed."""
@@ -266,9 +271,9 @@ class HindsightClient:
     async def bank_config(self, bank: str) -> dict[str, Any]:
         """Return ``{"config": …, "overrides": …}``: what holds, what the bank sets."""
         request = Request(self._server, "GET", _bank(bank) + "/config")
-        answer = await request.send()
-        request.field(answer, "config", dict)
-        return answer
+        response = await request.send()
+        request.field(response, "config", dict)
+        return response
 
     async def update_bank_config(self, bank: str, updates: Mapping[str, Any]) -> dict[str, Any]:
         """Set some of the bank's settings, making the bank if need be.
@@ -279,15 +284,15 @@ class HindsightClient:
         server has this switched off; `update_bank` sets missions there too.
         """
         body = _dumps({"updates": dict(updates)})
-        request = Request(self._server, "PATCH", _bank(bank) + "/config", body, again=True)
-        answer = await request.send()
-        request.field(answer, "config", dict)
-        return answer
+        request = Request(self._server, "PATCH", _bank(bank) + "/config", body, idempotent=True)
+        response = await request.send()
+        request.field(response, "config", dict)
+        return response
 
     async def update_bank(self, bank: str, updates: Mapping[str, Any]) -> dict[str, Any]:
         """Set the missions of a bank, making it if need be; return its profile."""
         return await Request(
-            self._server, "PUT", _bank(bank), _dumps(dict(updates)), again=True
+            self._server, "PUT", _bank(bank), _dumps(dict(updates)), idempotent=True
         ).send()
 
 
@@ -304,7 +309,7 @@ def _quoted(what: str, value: object) -> str:
         if value.strip("."):
             return quote(value, safe="")
     except UnicodeEncodeError:
-        raise ConfigError(f"{what} {value!r} holds a lone surrogate; take it out") from None
+        raise ConfigError(f"{what} {value!r} holds a lone surrogate; remove it") from None
     # "." and ".." would be taken for steps within the path.
     return value.replace(".", "%2E")
 

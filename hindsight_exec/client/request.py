@@ -1,20 +1,13 @@
-"""One HTTP request and its answer: connections, bounds, typed errors.
-
-aiohttp is imported where it is used: that takes 0.2 s, which a program that
-merely makes a client does not wait for.
-"""
+"""One HTTP request and its response: bounds, one resend, typed errors."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import ssl
-import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from hindsight_exec.errors import (
     BadResponse,
@@ -26,140 +19,33 @@ from hindsight_exec.errors import (
 )
 
 from .response import BodyError, error_detail, loads, read_body, retry_after
-from .urls import is_loopback
+from .session import import_aiohttp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
-    from types import SimpleNamespace
 
+    from .session import Server, Session
 
-__all__ = ["Request", "Server", "import_aiohttp"]
+__all__ = ["Request"]
 
-_MAX_ANSWER = 32 * 2**20  # bytes of a decoded answer that are read
-_MAX_ERROR = 64 * 2**10  # the same of an error's answer
-_MAX_DETAIL = 500  # characters of the server's words in an error
+_MAX_RESPONSE = 32 * 2**20  # bytes of a decoded response that are read
+_MAX_ERROR = 64 * 2**10  # the same for an error's response
+_MAX_DETAIL = 500  # characters of the server's text in an error
 _PIECE = 2**16  # bytes of a large body that are written at once
-_LARGE_BODY = 2**20  # aiohttp warns about bodies of bytes above it
+_LARGE_BODY = 2**20  # aiohttp warns about larger bodies of bytes
 
-# Seconds that an idle connection is kept. uvicorn closes after 5 by default;
-# a request on a connection that is just being closed is lost, and one that is
-# not idempotent cannot be sent again.
-_KEEP_ALIVE = 4.0
-
-# Of these the request is not to blame: load, restarts, a client too slow (408,
-# 425, 499), and a plan (402) or a proxy (407) that someone can put right.
+# The request is not to blame for these: load, restarts, a slow client (408,
+# 425, 499), a plan (402) or a proxy (407) that an operator can correct.
 _TRANSIENT = frozenset({402, 407, 408, 425, 429, 499})
 
 
-_importing = threading.RLock()  # held while aiohttp is imported, and around a fork
-
-
-def import_aiohttp() -> None:
-    """Import aiohttp now rather than with the first request. Safe from any thread.
-
-    A fork waits for it: a child forked in the middle of another thread's import
-    could never import the same module, nor send anything.
-    """
-    with _importing:
-        import aiohttp  # noqa: F401, PLC0415
-
-
-def _before_fork() -> None:
-    _importing.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _importing.release()
-
-
-def _after_fork_in_child() -> None:
-    global _importing
-    _importing = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
-
-
-class Server:
-    """Where requests go, with what key, and how long they may take.
-
-    A session belongs to the loop that opened it.
-    """
-
-    def __init__(self, url: str, key: str, *, timeout: float, connect_timeout: float) -> None:
-        self.url = url
-        self.key = key
-        self.timeout = timeout
-        self.connect_timeout = connect_timeout
-        self.headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "gzip",
-            "User-Agent": "hindsight-exec",
-        }
-        if key:
-            self.headers["Authorization"] = f"Bearer {key}"
-        # A session of a loop that is gone, or of the parent of this forked
-        # process, stays here unused: if it were collected, it would write to
-        # connections that are not ours.
-        self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
-
-    def session(self) -> _Session:
-        """The running loop's session."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._sessions:
-            self._sessions[loop] = _Session(self)
-        return self._sessions[loop]
-
-    async def close(self) -> None:
-        """Close the running loop's session."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.aiohttp.close()
-            # Transports close in a callback, and this may be the loop's end.
-            await asyncio.sleep(0)
-
-
-class _Session:
-    """The connections of one loop."""
-
-    def __init__(self, server: Server) -> None:
-        import aiohttp  # noqa: PLC0415
-
-        self.proxy = _proxy(server.url)
-        options: dict[str, Any] = {"ssl": _tls()} if server.url.startswith("https:") else {}
-
-        async def reused(_: object, context: SimpleNamespace, __: object) -> None:
-            context.trace_request_ctx["reused"] = True
-
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(reused)
-        self.aiohttp = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                # By name: with aiodns installed aiohttp would take another one,
-                # which no bound and no executor of ours covers.
-                resolver=aiohttp.ThreadedResolver(),
-                # Waiting for a free connection would count as connecting.
-                limit=0,
-                keepalive_timeout=_KEEP_ALIVE,
-                **options,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=server.timeout, connect=server.connect_timeout),
-            # We decode: aiohttp's decoder has a bound in its newest versions only.
-            auto_decompress=False,
-            # Not trust_env, which means ~/.netrc too, and that clashes with the key.
-            trust_env=False,
-            trace_configs=[trace],
-        )
-
-
 class Request:
-    """One request and its answer."""
+    """One request and its response.
+
+    Args:
+        idempotent: Send it again, once, if an idle connection turns out to be
+            closed; GET and DELETE always are.
+    """
 
     def __init__(
         self,
@@ -169,17 +55,17 @@ class Request:
         body: bytes | None = None,
         *,
         query: Iterable[tuple[str, object]] = (),
-        again: bool = False,
+        idempotent: bool = False,
     ) -> None:
         self.server = server
         self.method = method
         self.url = server.url + path
         self.body = body
         self.query = urlencode([(name, str(value)) for name, value in query])
-        self.again = again or method in ("GET", "DELETE")
+        self.may_resend = idempotent or method in ("GET", "DELETE")
 
     async def send(self) -> dict[str, Any]:
-        """Return the answer, a JSON object, or raise a `ServerError`."""
+        """Return the response, a JSON object, or raise a `ServerError`."""
         import_aiohttp()
         import aiohttp  # noqa: PLC0415
 
@@ -191,10 +77,10 @@ class Request:
                 session = self.server.session()
                 status, headers, body = await self.exchange(session, context)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if self.again and context["reused"] and not session.aiohttp.closed:
-                    # The server closed an idle connection just then. Once: the
-                    # next one may be such a one too, but fresh ones exist.
-                    self.again = False
+                if self.may_resend and context["reused"] and not session.aiohttp.closed:
+                    # The server closed an idle connection just then. Only once:
+                    # the next connection may be as old.
+                    self.may_resend = False
                     continue
                 failure, cause = self.lost(error)
             except (aiohttp.ClientError, OSError, ValueError, asyncio.TimeoutError) as error:
@@ -202,16 +88,16 @@ class Request:
             except BodyError as error:
                 failure, cause = self.bad(str(error)), None
             except ExecutorClosed as error:
-                # The resolver's: exit has come further than this request.
+                # From the resolver: exit has overtaken this request.
                 failure, cause = self.unavailable("the process is exiting"), error
             else:
                 return self.judge(status, headers, body)
-            # Raised out here and not in the handlers: the error would refer to
-            # aiohttp's own, and that may hold the request's headers.
+            # Raised outside the handlers: otherwise the error would refer to
+            # aiohttp's, which may hold the request's headers.
             raise failure from cause
 
     async def exchange(
-        self, session: _Session, context: dict[str, bool]
+        self, session: Session, context: dict[str, bool]
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Send; return status, headers and the decoded body."""
         import aiohttp  # noqa: PLC0415
@@ -236,11 +122,11 @@ class Request:
         )
         try:
             if 200 <= response.status < 300:
-                body = await read_body(response, _MAX_ANSWER)
+                body = await read_body(response, _MAX_RESPONSE)
             else:
                 body = b""
-                # The status is known; a server that refuses a large request
-                # may reset the connection before its words are read.
+                # The status is known. A server that refuses a large request
+                # may reset the connection before its text is read.
                 with suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError, BodyError):
                     body = await read_body(response, _MAX_ERROR)
         except BaseException:
@@ -250,14 +136,14 @@ class Request:
         return response.status, response.headers, body
 
     def judge(self, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """Return what a good answer holds."""
+        """Return the content of a successful response."""
         if 200 <= status < 300:
             try:
                 content = loads(body)
             except (ValueError, RecursionError) as error:
-                raise self.bad(f"its answer is not JSON: {error}", status) from error
+                raise self.bad(f"the response is not JSON: {error}", status) from error
             if not isinstance(content, dict):
-                raise self.bad("its answer is not a JSON object", status)
+                raise self.bad("the response is not a JSON object", status)
             return content
         detail = self.clean(error_detail(body))
         if status in (401, 403):
@@ -267,39 +153,39 @@ class Request:
             raise Unavailable(self.method, self.url, status, detail, wait)
         if 400 <= status < 500:
             raise Rejected(self.method, self.url, status, detail)
-        where = headers.get("Location")
-        if where is None:
+        location = headers.get("Location")
+        if location is None:
             raise self.bad("not a status of the Hindsight API", status)
-        # Its query, or a user in it, may be a secret.
-        where = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", where)[0])
-        raise self.bad(f"it redirects to {where}, and redirects are not followed", status)
+        # Its query or user may be a secret.
+        location = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", location)[0])
+        raise self.bad(f"it redirects to {location}, and redirects are not followed", status)
 
     def lost(self, error: BaseException) -> tuple[ServerError, BaseException | None]:
-        """The error for a request that got no answer, and its cause."""
+        """Return the error for a request without a response, and its cause."""
         import aiohttp  # noqa: PLC0415
 
         cause: BaseException | None = error
         if isinstance(error, aiohttp.ClientHttpProxyError):
-            # Not chained: it holds the proxy's URL, password included.
-            detail, cause = f"the proxy answered {error.status} {error.message}", None
+            # Not chained: it holds the proxy's URL with the password.
+            detail, cause = f"the proxy responded {error.status} {error.message}", None
         elif isinstance(error, aiohttp.ClientResponseError):
-            # Not chained itself, since it holds the request's headers.
-            return self.bad("its answer is not HTTP"), error.__cause__
+            # Not chained itself: it holds the request's headers.
+            return self.bad("the response is not HTTP"), error.__cause__
         elif isinstance(error, aiohttp.ClientConnectorCertificateError):
             detail, cause = f"TLS: {error.certificate_error}", error.certificate_error
         elif isinstance(error, aiohttp.ClientConnectorError):
-            # The proxy's password may be in this one too, not in its cause.
+            # The proxy's password may be in this one, too, but not in its cause.
             cause = error.os_error
             kind = "TLS" if isinstance(cause, ssl.SSLError) else "no connection"
             detail = f"{kind}: {cause}"
         elif isinstance(error, aiohttp.ServerTimeoutError):
             detail = f"no connection within {self.server.connect_timeout:g} s"
         elif isinstance(error, asyncio.TimeoutError):
-            detail = f"no answer within {self.server.timeout:g} s"
+            detail = f"no response within {self.server.timeout:g} s"
         elif isinstance(error, aiohttp.ServerDisconnectedError):
             detail = "the server closed the connection"
         elif isinstance(error, aiohttp.ClientPayloadError):
-            detail = "the answer was cut off"
+            detail = "the response was cut off"
         else:
             detail = f"{error}" or type(error).__name__
         return self.unavailable(detail), cause
@@ -311,7 +197,7 @@ class Request:
         return Unavailable(self.method, self.url, None, self.clean(detail))
 
     def clean(self, text: str) -> str:
-        """One bounded, printable line without the key, should it be echoed."""
+        """Return one bounded, printable line, without the key if it was echoed."""
         text = " ".join(text[: 4 * _MAX_DETAIL].split())
         text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
         if self.server.key:
@@ -322,7 +208,9 @@ class Request:
         """Return ``content[name]``, which must be of that type."""
         value = content.get(name)
         if type(value) is not kind:
-            raise self.bad(f"{name!r} in its answer should be {kind.__name__}, not {value!r:.100}")
+            raise self.bad(
+                f"{name!r} in the response should be {kind.__name__}, not {value!r:.100}"
+            )
         return value
 
     def rows(self, content: dict[str, Any], name: str, text: str) -> list[dict[str, Any]]:
@@ -330,42 +218,11 @@ class Request:
         rows: list[Any] = self.field(content, name, list)
         for row in rows:
             if not isinstance(row, dict):
-                raise self.bad(f"{name!r} in its answer should hold objects, not {row!r:.100}")
+                raise self.bad(f"{name!r} in the response should hold objects, not {row!r:.100}")
             self.field(row, text, str)
         return rows
-
-
-# --- what goes out -----------------------------------------------------------
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), _PIECE):
         yield body[start : start + _PIECE]
-
-
-def _proxy(url: str) -> str | None:
-    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
-
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    # Asking a proxy for this very machine cannot be meant, whatever no_proxy
-    # says; Go's net/http sees it the same way.
-    if not proxy or is_loopback(url):
-        return None
-    if proxy_bypass(parts.hostname or "") or proxy_bypass(parts.netloc):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _tls() -> ssl.SSLContext:
-    # OpenSSL itself heeds SSL_CERT_FILE and SSL_CERT_DIR.
-    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
-        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-            if path := os.environ.get(name):
-                try:
-                    if Path(path).is_dir():
-                        return ssl.create_default_context(capath=path)
-                    return ssl.create_default_context(cafile=path)
-                except OSError as error:
-                    raise OSError(f"{name} names {path!r}: {error}") from error
-    return ssl.create_default_context()

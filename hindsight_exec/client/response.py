@@ -1,4 +1,4 @@
-"""What an answer holds: bounded, decoded, and not trusted."""
+"""Reads what a response holds: bounded, decoded, and not trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_RETRY_AFTER = 3600.0  # seconds
 
 
 class BodyError(Exception):
-    """An answer's body is too large, or not decodable."""
+    """A response's body is too large, or cannot be decoded."""
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -27,7 +27,7 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     if encoding in ("gzip", "x-gzip", "deflate"):
         decoder = zlib.decompressobj(47)  # either header
     elif encoding not in ("identity", ""):
-        raise BodyError(f"its answer is encoded as {encoding:.40}, which was not asked for")
+        raise BodyError(f"the response is encoded as {encoding:.40}, which was not asked for")
     parts: list[bytes] = []
     size = 0
     async for received in response.content.iter_any():
@@ -36,18 +36,18 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
             try:
                 part = decoder.decompress(received, limit + 1 - size)
             except zlib.error as error:
-                raise BodyError(f"its answer cannot be decoded: {error}") from error
+                raise BodyError(f"the response cannot be decoded: {error}") from error
         size += len(part)
         if size > limit:
-            raise BodyError(f"its answer has more than {limit} bytes")
+            raise BodyError(f"the response has more than {limit} bytes")
         parts.append(part)
     if decoder is not None and not decoder.eof:
-        raise BodyError("its answer cannot be decoded: it is not complete")
+        raise BodyError("the response cannot be decoded: it is not complete")
     return b"".join(parts)
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:  # 64 bits; what is longer is no number of this API
+    if len(digits) > 20:  # 64 bits; this API has no longer numbers
         raise ValueError(f"number of {len(digits)} digits")
     return int(digits)
 
@@ -71,28 +71,28 @@ def loads(body: bytes) -> Any:
 
 
 def error_detail(body: bytes) -> str:
-    """What an error's body says: FastAPI's "detail", another key, or all of it."""
+    """Return an error's text: FastAPI's "detail", another key, or the whole body."""
     text = body.decode("utf-8", "replace")
     try:
-        answer = loads(body)
+        response = loads(body)
     except (ValueError, RecursionError):
         return text
-    if not isinstance(answer, dict):
+    if not isinstance(response, dict):
         return text
-    said = answer.get("detail") or answer.get("error") or answer.get("message") or text
-    if isinstance(said, list):
-        # Where and what, without "input", which would repeat the request.
+    detail = response.get("detail") or response.get("error") or response.get("message") or text
+    if isinstance(detail, list):
+        # Location and message, without "input", which would repeat the request.
         return "; ".join(
             f"{'.'.join(map(str, entry['loc']))}: {entry.get('msg')}"
             if isinstance(entry, dict) and isinstance(entry.get("loc"), list)
             else str(entry)
-            for entry in said
+            for entry in detail
         )
-    return said if isinstance(said, str) else json.dumps(said)
+    return detail if isinstance(detail, str) else json.dumps(detail)
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date."""
     if value is None:
         return None
     value = value.strip()

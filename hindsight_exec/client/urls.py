@@ -1,4 +1,4 @@
-"""URLs of servers: one spelling, and nothing secret in them."""
+"""Server URLs: one spelling for each server, and no secrets."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _LOOPBACK_NAME = re.compile(r"(?:.+\.)?localhost\.?")
 
 
 def normalise_url(url: str) -> str:
-    """Return a server's base URL in one spelling: equal servers, equal strings.
+    """Return a server's base URL, spelled the same for the same server.
 
-    Scheme and host in lower case, a default port and a trailing slash left
-    out, a path prefix kept.
+    Scheme and host become lower case; a default port and a trailing slash are
+    dropped; a path prefix stays.
 
     Raises:
-        ConfigError: It is not an HTTP URL, or holds what a base URL cannot.
+        ConfigError: It is no HTTP URL, or has parts that a base URL cannot have.
     """
 
     def bad(remedy: str) -> NoReturn:
-        # A password in it is not shown, nor a query, which may be one.
+        # Neither a password nor a query, which may be one, is shown.
         shown = re.sub(r"//.*@", "//***@", re.split(r"[?#]", str(url))[0])
         raise ConfigError(f"unusable Hindsight URL {shown!r}: {remedy}")
 
     if not isinstance(cast("object", url), str):
-        bad("it must be text, as http://localhost:8888")
+        bad("it must be text such as http://localhost:8888")
     stripped = url.strip()
     try:
         parts = urlsplit(stripped)
@@ -50,11 +50,11 @@ def normalise_url(url: str) -> str:
     if not host:
         bad("it names no host; write it as http://localhost:8888")
     if "@" in parts.netloc:
-        bad("user and password cannot stand in it; give the API key as the key")
+        bad("remove user and password; set the API key instead")
     if "?" in stripped or "#" in stripped:
-        bad("leave out the query and the fragment")
+        bad("remove the query and the fragment")
     if re.search(r"[\x00-\x20\x7f\\]", stripped):
-        bad("take out the blanks, backslashes and control characters")
+        bad("remove spaces, backslashes and control characters")
     try:
         host = host if ":" in host else host.encode("idna").decode("ascii").lower()
         path = quote(parts.path, safe="/%:@!$&'()*+,;=~").rstrip("/")
@@ -62,12 +62,12 @@ def normalise_url(url: str) -> str:
         bad(f"{error}")
     if port == {"http": 80, "https": 443}[parts.scheme]:
         port = None
-    where = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{where}{'' if port is None else f':{port}'}{path}"
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}"
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL's host is this machine, as far as its name tells."""
+    """Whether a URL's host is this machine, judging by its name."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional, TypeVar
 
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import Lease, lease
-from hindsight_exec.client.request import import_aiohttp
+from hindsight_exec.client.session import import_aiohttp
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxUnavailable
 from hindsight_exec.executor import DrainingExecutor
 from hindsight_exec.outbox import spool

@@ -293,7 +293,7 @@ def test_a_url_has_one_spelling(given, normalised):
         ("http://", "no host"),
         ("http://h:99999", "ort"),
         ("http://h:x", "ort"),
-        ("http://h/a b", "blanks"),
+        ("http://h/a b", "spaces"),
         ("http://h\\x", "backslash"),
         ("http://[::g]", "http://localhost:8888"),
         (f"http://user:{KEY}@h", "user and password"),
@@ -672,7 +672,7 @@ def test_an_answer_has_a_bound():
     with ScriptedServer(lambda c: (c.request(), c.request())) as server:
         error = failure(server.url, timeout=0.3)
     assert type(error) is Unavailable
-    assert error.detail == "no answer within 0.3 s"
+    assert error.detail == "no response within 0.3 s"
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import DrainingExecutor
 from hindsight_exec.client.loop import background_loop
-import hindsight_exec.client.request
-hindsight_exec.client.request._KEEP_ALIVE = 300  # on a slow machine too
+import hindsight_exec.client.session
+hindsight_exec.client.session._KEEP_ALIVE = 300  # on a slow machine too
 
 url = sys.argv[1]
 loop = background_loop()

@@ -191,9 +191,10 @@ class Front(Proxy):
 #: What may be said on stderr, each once. A worker that still imports its HTTP client when the bound
 #: has run out is left alone.
 EXPECTED = [
-    r"\d+ turn\(s\) wait on disk and are sent at the next start, or by 'hindsight-exec flush'",
+    r"\d+ turns? (is|are) saved on disk and will be sent at the next start, "
+    r"or by 'hindsight-exec flush'",
     r"hindsight-writer: 1 job was left undone, as the time to finish was over",
-    r".* HTTP 401.*\. Turns are kept, and sent once the key is right\.",
+    r".* HTTP 401.*\. Turns are saved on disk and will be sent once the key is correct\.",
 ]
 EXPECTED_OF = {"Ctrl-C twice": r"Exit does not wait any longer: KeyboardInterrupt"}
 

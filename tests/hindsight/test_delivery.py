@@ -132,8 +132,8 @@ def test_server_stopped_and_started(
     program.end()
     assert program.said("flushed") == ["True"]
     said = program.said("trouble")
-    assert "turns wait on disk" in said[0]
-    assert said[-1] == "All turns that waited have arrived at Hindsight"
+    assert "turns are saved on disk" in said[0]
+    assert said[-1] == "Hindsight is back; all turns have arrived"
     check(mortal, bank, [program.given])
 
 
