@@ -204,7 +204,7 @@ def _message(value: Any) -> _Message | None:
         known = ", ".join(_SAID + _LEFT_OUT)
         reason = f"unknown role {_short(role)}" if "role" in value else "no role"
         raise TranscriptError(f"{reason} (known: {known})")
-    text = _text(value.get("content"))
+    text = content_text(value.get("content"))
     if not text.strip():
         return None  # the assistant only calls a tool
     message = _Message(role, text)
@@ -217,8 +217,12 @@ def _message(value: Any) -> _Message | None:
     return message
 
 
-def _text(content: Any) -> str:
-    """The text of a message's content, text or parts."""
+def content_text(content: Any) -> str:
+    """The text of a message's content, which is text or a list of parts.
+
+    Raises:
+        TranscriptError: It is neither.
+    """
     if content is None:
         return ""
     if isinstance(content, str):

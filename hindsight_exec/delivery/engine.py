@@ -177,8 +177,8 @@ class Engine:
                     raise
         return self._keep_in_memory(put, OutboxUnavailable("the outbox is damaged again and again"))
 
-    def keep_for_later(self, put: Callable[[Outbox], object]) -> None:
-        """Keep something for the next process, and leave the file to it."""
+    def keep_for_later(self, put: Callable[[Outbox], object]) -> bool:
+        """Keep something for the next process, and leave the file to it; whether that worked."""
         claim = None
         try:
             if self.settings.durability == "memory":
@@ -190,10 +190,12 @@ class Engine:
             try:
                 put(outbox)
                 self._late = claim.path
+                return True
             finally:
                 outbox.close()
         except OutboxUnavailable as error:
             _logger.error("A turn given after close() is lost: %s", error)
+            return False
         finally:
             if claim is not None:
                 claim.release()

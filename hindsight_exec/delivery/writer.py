@@ -76,7 +76,7 @@ class RetainWriter:
         metadata: Optional[Mapping[str, Any]] = None,
         observation_scopes: Any = None,
         immediate: bool = False,
-    ) -> None:
+    ) -> bool:
         """Take a turn; it is on disk when this returns.
 
         It never waits for the network. After :meth:`close`, or when the
@@ -92,6 +92,10 @@ class RetainWriter:
                 turns with different fields go into different documents.
             immediate: Make a document of this turn alone and send it now.
 
+        Returns:
+            Whether it is on disk. False: the disk did not take it, so that it
+            is in memory only, or it was given after closing and is lost.
+
         Raises:
             ValueError: An argument is unusable; nothing was taken.
             OutboxFull: The outbox has reached its bound; nothing was taken.
@@ -103,11 +107,9 @@ class RetainWriter:
         if immediate:
             document_id = turns.document_id(source.session, given_at, turn.payload)
             item = turns.document_item(source, document_id, [turn])
-            self._keep_document(engine, source, document_id, item, given_at)
-            return
+            return self._keep_document(engine, source, document_id, item, given_at)
         if self._closed or engine.closed:
-            engine.keep_for_later(lambda outbox: outbox.put(source, turn))
-            return
+            return engine.keep_for_later(lambda outbox: outbox.put(source, turn))
         backlog, number = engine.keep(lambda outbox: outbox.put(source, turn))
         self._note(engine, source)
         with engine.delivery.progress:
@@ -115,6 +117,7 @@ class RetainWriter:
             should_wake = backlog.hold(number, turn.chars, self._hold)
         if should_wake:
             engine.wake()
+        return backlog.outbox.path is not None
 
     def put_text(
         self,
@@ -127,7 +130,7 @@ class RetainWriter:
         metadata: Optional[Mapping[str, Any]] = None,
         observation_scopes: Any = None,
         timestamp: str = "",
-    ) -> None:
+    ) -> bool:
         """Take a text that is no conversation: one document, sent at once.
 
         Args:
@@ -142,7 +145,7 @@ class RetainWriter:
         given_at, _ = engine.next_turn(source, counts=False)
         document_id = turns.document_id(source.session, given_at, text)
         item = turns.text_item(source, document_id, text, given_at, timestamp)
-        self._keep_document(engine, source, document_id, item, given_at)
+        return self._keep_document(engine, source, document_id, item, given_at)
 
     def put_conversation(
         self,
@@ -326,19 +329,19 @@ class RetainWriter:
         item: bytes,
         given_at: float,
         turns: int = 1,
-    ) -> None:
+    ) -> bool:
         def put(outbox: Outbox) -> tuple[int, int]:
             return outbox.put_document(source, document_id, item, given_at, turns)
 
         if self._closed or engine.closed:
-            engine.keep_for_later(put)
-            return
+            return engine.keep_for_later(put)
         backlog, (_, destination) = engine.keep(put)
         self._note(engine, source)
         with engine.delivery.progress:
             engine.delivery.progress.given(source, turns)
             backlog.ready.add(destination)
         engine.wake()
+        return backlog.outbox.path is not None
 
     def _note(self, engine: Engine, source: Source) -> None:
         if source not in self._sources:

@@ -1,4 +1,4 @@
-"""Who talks where: the bank a turn goes to, and what is said of it."""
+"""Who talks where, and what follows from it: the bank, the tags and the metadata of a turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hindsight_exec")
 
-# What Hermes tells at initialize() and the bundled provider notes as metadata.
+# What Hermes passes to initialize() and the bundled provider stores as metadata.
 _NOTED = (
     "platform",
     "user_id",
@@ -27,12 +27,17 @@ _NOTED = (
 
 @dataclass(frozen=True)
 class Identity:
-    """The session a provider serves, and whom it serves. Immutable."""
+    """The session that a provider serves, and whom it serves. Immutable.
+
+    ``author`` is who wrote a turn of a shared chat; it replaces the user who
+    opened the chat.
+    """
 
     session: str = ""
     parent: str = ""
     facts: tuple[tuple[str, str], ...] = ()
     workspace: str = ""
+    author: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, session: Any, told: Mapping[str, Any]) -> Identity:
@@ -46,15 +51,31 @@ class Identity:
         )
 
     def moved(self, session: Any, parent: Any = "") -> Identity:
-        """The same, in another session."""
-        return replace(self, session=_word(session) or self.session, parent=_word(parent))
+        """The same people in another session; nobody has written there yet."""
+        session = _word(session) or self.session
+        return replace(self, session=session, parent=_word(parent), author=())
+
+    def written_by(self, author: Any) -> Identity:
+        """The same session with the author of a turn: Hermes' ``{"id", "name", "is_bot"}``."""
+        told = author if isinstance(author, Mapping) else {}
+        facts = {"user_id": _word(told.get("id")), "user_name": _word(told.get("name"))}
+        if told.get("is_bot"):
+            facts["author_is_bot"] = "true"
+        named = facts["user_id"] or facts["user_name"]
+        return replace(self, author=tuple(facts.items()) if named else ())
+
+    @property
+    def known(self) -> dict[str, str]:
+        """What is known of the turn's author and of the chat; empty values are left out."""
+        merged = {**dict(self.facts), **dict(self.author)}
+        return {name: value for name, value in merged.items() if value}
 
     def bank(self, settings: Settings) -> str:
         """The bank: the template's, or ``bank_id`` where it is unset or comes out empty."""
         template = settings.bank_id_template
         if not template:
             return settings.bank_id
-        facts = dict(self.facts)
+        facts = self.known
         places = {
             "profile": facts.get("agent_identity", ""),
             "workspace": self.workspace,
@@ -67,22 +88,24 @@ class Identity:
             _warn_template(template, settings.bank_id)
             return settings.bank_id
         text = re.sub(r"{([^{}]*)}", lambda found: _segment(places[found[1]]), template)
-        # Empty places leave no doubled or dangling separators behind.
+        # Empty placeholders leave no doubled or dangling separators behind.
         text = re.sub(r"-{2,}", "-", re.sub(r"_{2,}", "_", text)).strip("-_")
         # The server takes at most 192 bytes and no slash (Hindsight 1.1.0).
         text = text.replace("/", "-").encode("utf-8", "replace")[:192].decode("utf-8", "ignore")
         return text or settings.bank_id
 
     def tags(self, settings: Settings) -> tuple[str, ...]:
-        """The configured tags, then where the session stands."""
+        """The configured tags, then the session, its parent, and the author in a shared chat."""
         lineage = [f"session:{self.session}"]
         if self.parent:
             lineage.append(f"parent:{self.parent}")
+        if self.author:
+            lineage.append(f"user:{self.known.get('user_id') or self.known['user_name']}")
         return tuple(dict.fromkeys((*settings.retain_tags, *lineage)))
 
     def metadata(self, settings: Settings) -> dict[str, str]:
-        """What is the same for all turns of the session; the writer adds counts and times."""
-        noted = {"session_id": self.session, **dict(self.facts)}
+        """What is known of a turn besides its content; the writer adds counts and times."""
+        noted = {"session_id": self.session, **self.known}
         if settings.retain_source.strip():
             noted["source"] = settings.retain_source.strip()
         return noted
@@ -96,7 +119,7 @@ def _warn_template(template: str, bank: str) -> None:
         _warned.add(template)
         known = "{profile}, {workspace}, {platform}, {user}, {session}"
         logger.warning(
-            "bank_id_template is %r, but must hold no places but %s; using bank_id %r",
+            "bank_id_template is %r, but its only placeholders are %s; using bank_id %r",
             template,
             known,
             bank,
@@ -108,5 +131,5 @@ def _word(value: Any) -> str:
 
 
 def _segment(value: str) -> str:
-    """A place's value, fit for a URL: other characters become single dashes."""
+    """A placeholder's value, fit for a URL: other characters become single dashes."""
     return re.sub(r"[^\w-]+", "-", value).strip("-_")

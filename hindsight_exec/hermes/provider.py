@@ -13,7 +13,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 
-from hindsight_exec.hermes import host, setup, tools
+from hindsight_exec.errors import HindsightExecError
+from hindsight_exec.hermes import host, prompt, setup, tools
 
 from .compat import DeliveryQueue
 from .connection import Connection
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["HindsightMemoryProvider"]
 
 logger = logging.getLogger("hindsight_exec")
-
-_PROMPT_WAIT = 1.0  # seconds the system prompt waits to learn whether the server answers
 
 
 class _Parts(NamedTuple):
@@ -60,14 +59,16 @@ class HindsightMemoryProvider(host.MemoryProvider):
     what the server or the disk does.
     """
 
+    # Version 2: `on_pre_compress` confirms what is on disk, and only that.
+    pre_compress_checkpoint_api_version = 2
+
     def __init__(self) -> None:
         self._sessions = Sessions()
         self._recalled = Recalled()  # what the last prefetch showed
         self._home: Path | None = None
         self._loaded: Settings | None = None
         self._status: Callable[[str], object] | None = None
-        self._primary = False
-        self._first_turn = True
+        self._read_only = False
         self._lock = ForkSafeLock()
         # Replaced under the lock:
         self._parts: _Parts | None = None
@@ -103,6 +104,15 @@ class HindsightMemoryProvider(host.MemoryProvider):
         """What ``hermes memory status`` shows: where turns go, and how many wait or are dead."""
         return setup.status(self._settings, self._home or host.hermes_home())
 
+    def identity_signature(self) -> dict[str, Any]:
+        """What a gateway's cached agent must be rebuilt for, when it changes.
+
+        Hermes asks an uninitialised provider for it, for each message.
+        """
+        settings = self._settings
+        names = ("api_url", "bank_id", "bank_id_template", "memory_mode")
+        return {f"hindsight_exec.{name}": getattr(settings, name) for name in names}
+
     def backup_paths(self) -> list[str]:
         return [str(Path.home() / ".hindsight")]
 
@@ -117,12 +127,15 @@ class HindsightMemoryProvider(host.MemoryProvider):
             logger.warning("Hindsight memory is off: %s", missing)
             self._show(kwargs.get("warning_callback"), f"Hindsight memory is off: {missing}")
             return
+        if setup.missing_package():
+            logger.warning("%s", setup.missing_package())
+            self._show(kwargs.get("warning_callback"), setup.missing_package())
         with self._lock:
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:
                 connection = Connection(settings)
                 parts = _Parts(connection, Recall(connection), None)
-            if self._primary and parts.retention is None:
+            if not self._read_only and parts.retention is None:
                 state = setup.state_of(self._home)
                 parts = parts._replace(
                     retention=Retention(settings, self._sessions, state, self._notify)
@@ -130,10 +143,10 @@ class HindsightMemoryProvider(host.MemoryProvider):
             self._parts, self._closed = parts, False
         if old is not None and old.connection is not parts.connection:
             old.close()
-        if self._primary:
+        if not self._read_only:
             parts.connection.apply_missions(self._bank)
         if settings.memory_mode != "tools" or settings.auto_retain:
-            parts.connection.check(0)  # known by the time the system prompt is written
+            parts.connection.check(0)  # known by the time of the first recall
 
     def initialize_for_inspection(self, session_id: str, **kwargs: Any) -> None:
         """Learn whom to serve; start nothing."""
@@ -141,28 +154,14 @@ class HindsightMemoryProvider(host.MemoryProvider):
         status = kwargs.get("status_callback")
         self._home, self._loaded = home, host.settings_of(home)
         self._status = status if callable(status) else None
-        self._primary = (kwargs.get("agent_context") or "primary") == "primary"
-        self._first_turn = True
+        self._read_only = (kwargs.get("agent_context") or "primary") != "primary"
         self._sessions.begin(Identity.of(session_id, kwargs))
 
     def system_prompt_block(self) -> str:
-        settings, parts = self._settings, self._parts
-        if parts is None:
+        if self._parts is None:
             return ""
-        says = ["# Hindsight Memory", f"Long-term memory is active, in the bank {self._bank}."]
-        if settings.memory_mode != "tools" and settings.auto_recall:
-            says.append("What may help is recalled by itself and put into the context, as data.")
-        if settings.memory_mode != "context":
-            says.append(
-                f"{tools.RECALL} searches it, {tools.REFLECT} reasons over it,"
-                f" {tools.RETAIN} keeps something on purpose."
-            )
-        if parts.connection.check(_PROMPT_WAIT):
-            says.append(
-                "Its server cannot be reached at the moment: nothing can be recalled. What is"
-                " said is kept on disk and delivered later."
-            )
-        return "\n".join(says)
+        opener = self._sessions.current.written_by(None)
+        return prompt.system_prompt(self._settings, opener, read_only=self._read_only)
 
     def on_session_end(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Send what is held of the session. Hermes gave the messages turn by turn."""
@@ -180,7 +179,6 @@ class HindsightMemoryProvider(host.MemoryProvider):
         """Serve the new session, and send what is held of the old one."""
         old, parts = self._sessions.current, self._parts
         if self._sessions.switch(new_session_id, parent_session_id, rewound=rewound):
-            self._first_turn = True
             if parts is not None:
                 parts.recall.forget()
             self._end(old)
@@ -201,10 +199,16 @@ class HindsightMemoryProvider(host.MemoryProvider):
     # -- turns -----------------------------------------------------------------
 
     def on_turn_start(self, turn_number: int, message: str, **kwargs: Any) -> None:
-        """Recall for a session's first message; ``queue_prefetch`` prepares the later turns."""
-        first, self._first_turn = self._first_turn, False
+        """Note who writes, and recall for the message if nothing was prepared for this turn.
+
+        ``queue_prefetch`` prepares a turn after the one before. It has not for a
+        session's first turn, for another author's, and after a turn that the
+        runtime began or the user interrupted.
+        """
+        author = {name: kwargs.get(f"author_{name}") for name in ("id", "name", "is_bot")}
+        self._sessions.written_by(author)
         scope, parts = self._sessions.scope(), self._parts
-        if first and parts is not None and scope is not None and not parts.recall.has(scope):
+        if parts is not None and scope is not None and not parts.recall.has(scope):
             self.queue_prefetch(message)
 
     def prefetch(self, query: str, *, session_id: str = "") -> str:
@@ -228,7 +232,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         scope, parts = self._sessions.scope(session_id), self._parts
         if scope is None or parts is None or not self._recalls or self._settings.recall_sync:
             return
-        if self._primary:
+        if not self._read_only:
             parts.connection.apply_missions(self._bank)
         waits = self._settings.prefetch_waits_for_retain and parts.retention
         parts.recall.start(scope, query, waits.until_processed if waits else None)
@@ -247,15 +251,31 @@ class HindsightMemoryProvider(host.MemoryProvider):
         assistant_content: str,
         *,
         session_id: str = "",
-        messages: Sequence[Mapping[str, Any]] | None = None,
+        messages: Any = None,
+        turn_author: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep a turn: it is on disk when this returns, also after ``shutdown``."""
+        """Keep a turn: it is on disk when this returns, also after ``shutdown``.
+
+        Args:
+            messages: The conversation so far: a list, or a snapshot of it.
+            turn_author: Who wrote the user's side, where several people share a chat.
+        """
         parts = self._parts
         if parts is not None and parts.retention is not None:
-            parts.retention.keep_turn(user_content, assistant_content, session_id, messages)
+            identity = self._sessions.identity_of(session_id).written_by(turn_author)
+            parts.retention.keep_turn(identity, user_content, assistant_content, messages)
 
-    def on_pre_compress(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Nothing: Hermes gave what compression drops turn by turn."""
+    def on_pre_compress(self, messages: Any, *, require_checkpoint: bool = False) -> str:
+        """Confirm that all messages are on disk, if Hermes asks for that; adds no text.
+
+        Raises:
+            HindsightExecError: They are not, so Hermes must not drop them.
+        """
+        if require_checkpoint:
+            parts = self._parts
+            if parts is None or parts.retention is None:
+                raise HindsightExecError("memory is off or read-only here; nothing is on disk")
+            parts.retention.checkpoint(self._sessions.current, messages)
         return ""
 
     def on_memory_write(
@@ -264,6 +284,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         target: str,
         content: str,
         metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Nothing: what Hermes notes for itself was said in a turn, and is retained with it."""
 
@@ -277,7 +298,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
     def get_tool_schemas(self) -> list[dict[str, Any]]:
         if self._settings.memory_mode == "context":
             return []
-        return [dict(schema) for schema in tools.SCHEMAS]
+        hidden = (tools.RETAIN,) if self._read_only else ()
+        return [dict(schema) for schema in tools.SCHEMAS if schema["name"] not in hidden]
 
     def handle_tool_call(self, tool_name: str, args: dict[str, Any], **kwargs: Any) -> str:
         """The tool's answer as JSON: ``{"result": …}`` or ``{"error": …}``."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import hashlib
 import logging
 import threading
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from hindsight_exec.conversation.turns import turn_messages
 from hindsight_exec.delivery.writer import RetainWriter
@@ -15,7 +16,8 @@ from hindsight_exec.errors import HindsightExecError
 
 from . import host
 from .compat import weakly
-from .scrub import is_synthetic, scrub
+from .scrub import RUNTIME, headline, is_synthetic, message_list, scrub, text_of
+from .sessions import ForkSafeLock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,43 @@ if TYPE_CHECKING:
 __all__ = ["Retention"]
 
 logger = logging.getLogger("hindsight_exec")
+
+_SAID = ("user", "assistant")
+# Texts of which it is known that they are on disk: more than fit into a model's context.
+_KNOWN_TEXTS = 8192
+
+
+class Ledger:
+    """Which texts of which session are on disk, as far as is remembered. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = ForkSafeLock()
+        # By digest; True: a checkpoint kept it, and its turn may still come.
+        self._known: dict[bytes, bool] = {}
+
+    def add(self, session: str, texts: Iterable[tuple[str, str]], *, ahead: bool = False) -> None:
+        with self._lock:
+            for role, text in texts:
+                self._known[_digest(session, role, text)] = ahead
+            while len(self._known) > _KNOWN_TEXTS:
+                del self._known[next(iter(self._known))]
+
+    def has(self, session: str, role: str, text: str) -> bool:
+        return _digest(session, role, text) in self._known
+
+    def take_ahead(self, session: str, role: str, text: str) -> bool:
+        """Whether a checkpoint kept this text and no turn has brought it since."""
+        digest = _digest(session, role, text)
+        with self._lock:
+            ahead = self._known.get(digest, False)
+            if ahead:
+                self._known[digest] = False
+        return ahead
+
+
+def _digest(*parts: str) -> bytes:
+    text = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 class Retention:
@@ -49,38 +88,70 @@ class Retention:
         self._settings = settings
         self._sessions = sessions
         self._notify = weakly(notify)
+        self._ledger = Ledger()
         self.writer = RetainWriter(settings, state=state, on_trouble=self._notify)
 
-    def keep_turn(
-        self,
-        user: str,
-        assistant: str,
-        session: str,
-        messages: Sequence[Mapping[str, Any]] | None,
-    ) -> None:
+    def keep_turn(self, identity: Identity, user: Any, assistant: Any, messages: Any) -> None:
         """Have a turn on disk when this returns, unless nobody said anything in it."""
-        settings = self._settings
-        user, assistant = scrub(user or ""), scrub(assistant or "")
-        if not settings.auto_retain or not user or is_synthetic(user, messages):
+        settings, session = self._settings, identity.session
+        sides = {"user": scrub(text_of(user)), "assistant": scrub(text_of(assistant))}
+        if not settings.auto_retain or not sides["user"]:
             return
-        said = turn_messages(
-            user,
-            assistant,
-            at=datetime.now().astimezone(),
-            user_prefix=settings.retain_user_prefix,
-            assistant_prefix=settings.retain_assistant_prefix,
-        )
-        identity = self._sessions.identity_of(session)
+        new = [
+            (role, text)
+            for role, text in sides.items()
+            if text and not self._ledger.take_ahead(session, role, text)
+        ]
         try:
-            self.writer.put(said, context=settings.retain_context, **self._about(identity))
-        except HindsightExecError as error:
+            on_disk = not new or self._put(identity, new, messages)
+        except (HindsightExecError, ValueError) as error:
             logger.warning("a turn could not be kept: %s", error)
             self._notify(f"Hindsight: this turn could not be kept: {error}")
             return
-        if identity.session != self._sessions.current.session:
+        if on_disk:
+            self._ledger.add(session, sides.items())
+        if session != self._sessions.current.session:
             self.end(identity)  # the switch came first, and could not send this turn
         if settings.retain_indicator and host.SHOWS_INDICATORS:
             self._notify("\N{EYE}\ufe0f Hindsight: turn kept")
+
+    def checkpoint(self, identity: Identity, messages: Any) -> None:
+        """Have all of these messages on disk when this returns.
+
+        A host asks for this before it drops messages from its context. Those
+        that came with a turn are on disk already; the others are kept here.
+
+        Raises:
+            HindsightExecError: They are not on disk.
+        """
+        session, new = identity.session, []
+        for message in message_list(messages):
+            role, text = str(message.get("role")), scrub(text_of(message.get("content")))
+            if role in _SAID and text and not self._ledger.has(session, role, text):
+                new.append((role, text))
+        if not new:
+            return
+        if not self._settings.auto_retain:
+            raise HindsightExecError("auto_retain is off, so these messages are not on disk")
+        if not self._put(identity, new, messages):
+            raise HindsightExecError("these messages are in memory only, and not safe on disk")
+        self._ledger.add(session, new, ahead=True)
+
+    def _put(self, identity: Identity, said: Iterable[tuple[str, str]], messages: Any) -> bool:
+        """Hand roles and texts to the writer; whether they are on disk.
+
+        Where the runtime began a turn, the assistant's answer tells what a job
+        or a delegation found; of the runtime's own words the first line will do.
+        """
+        settings, at, kept = self._settings, datetime.now().astimezone(), []
+        for role, text in said:
+            label, shown = getattr(settings, f"retain_{role}_prefix"), text
+            if role == "user" and is_synthetic(text, messages):
+                label, shown = RUNTIME, headline(text)
+            sides = {"user": "", "assistant": "", role: shown}
+            kept += turn_messages(**sides, at=at, user_prefix=label, assistant_prefix=label)
+        about = self._about(identity)
+        return self.writer.put(kept, context=settings.retain_context, **about)
 
     def keep_note(self, note: Note) -> None:
         """Have a note on disk when this returns; it is sent at once."""
@@ -97,10 +168,8 @@ class Retention:
 
     async def until_processed(self) -> None:
         """Wait, bounded, until the server has processed the turns of the current session."""
-        session, timeout = (
-            self._sessions.current.session,
-            self._settings.prefetch_retain_drain_timeout,
-        )
+        session = self._sessions.current.session
+        timeout = self._settings.prefetch_retain_drain_timeout
         done: concurrent.futures.Future[bool] = concurrent.futures.Future()
 
         def wait() -> None:

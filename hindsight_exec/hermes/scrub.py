@@ -1,11 +1,17 @@
-"""What of a turn is conversation: injected memories and the host's own prompts are not."""
+"""What of a turn people said: injected memories and the host's own prompts are not theirs."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
-__all__ = ["is_synthetic", "scrub"]
+from hindsight_exec.conversation.transcript import content_text
+from hindsight_exec.errors import TranscriptError
+
+__all__ = ["RUNTIME", "headline", "is_synthetic", "message_list", "scrub", "text_of"]
+
+# Labels what the runtime said in the user's place.
+RUNTIME = "Runtime (not the user)"
 
 _BLOCK = re.compile(r"<\s*memory-context\s*>.*?</\s*memory-context\s*>", re.IGNORECASE | re.DOTALL)
 # A block that was cut off has no end; Hermes opens it on a line of its own.
@@ -19,25 +25,22 @@ _NOTE = re.compile(
     re.IGNORECASE,
 )
 
-# How the prompts begin that Hermes (0.19 to 2026-11) writes in the user's place.
-_SYNTHETIC = (
-    "[IMPORTANT: Background process ",
-    "[IMPORTANT: MCP servers have been reloaded",
-    "[IMPORTANT: Watch patterns disabled",
-    "[IMPORTANT: You are running as a scheduled cron job",
-    "[Background process ",
-    "[ASYNC DELEGATION ",
-    "[Continuing toward your standing goal]",
-    "[Continuing toward this kanban task",
-    "[CONTEXT COMPACTION",
-    "[CONTEXT SUMMARY]",
-    "[Your active task list was preserved across context compression]",
-    "[System: Your previous ",
-    "[System: The previous response ",
-    "[System: Continue now.",
-    "[System: You edited code in this turn",
-    "[System: You are a Hermes kanban worker",
+# How the prompts begin that Hermes (0.19 to 0.22) writes in the user's place.
+_SYNTHETIC = re.compile(
+    r"\[(?:"
+    r"IMPORTANT: (?:Background process |\d+ background |MCP servers have been reloaded"
+    r"|Watch patterns disabled|You are running as a scheduled cron job)"
+    r"|Background process |ASYNC DELEGATION |Heartbeat\b|Goal set\]"
+    r"|Continuing toward (?:your standing goal|this kanban task)"
+    r"|CONTEXT COMPACTION|CONTEXT SUMMARY\]|PRIOR CONTEXT\b"
+    r"|Your active task list was preserved across context compression\]"
+    r"|System: (?:[Yy]our previous |[Tt]he previous (?:response|turn) |Continue now\."
+    r"|You edited code in this turn|You are a Hermes kanban worker"
+    r"|The active model for this chat has changed to )"
+    r")"
 )
+# Hermes 0.20 and later say of a user's message whose it is; these kinds are a person's.
+_PERSONAL_KINDS = ("", "steer", "skill_invocation")
 
 
 def scrub(text: str) -> str:
@@ -50,18 +53,43 @@ def scrub(text: str) -> str:
     return text.strip()
 
 
-def is_synthetic(text: str, messages: Sequence[Mapping[str, Any]] | None = None) -> bool:
+def is_synthetic(text: str, messages: Any = None) -> bool:
     """Whether the runtime, not the user, said this: a nudge, a finished background job.
 
     Args:
         text: The user's side of the turn, scrubbed.
-        messages: The conversation so far, whose last user message may carry
-            one of Hermes' ``_…_synthetic`` marks.
+        messages: The conversation so far, in any shape. A message of the user
+            with this text may carry one of Hermes' marks.
     """
-    if text.startswith(_SYNTHETIC):
+    if _SYNTHETIC.match(text):
         return True
-    for message in reversed(messages or ()):
-        if message.get("role") == "user":
+    for message in reversed(message_list(messages)):
+        if message.get("role") == "user" and scrub(text_of(message.get("content"))) == text:
             marked = any(value for name, value in message.items() if name.endswith("_synthetic"))
-            return marked and str(message.get("content", "")).strip() == text
+            return marked or str(message.get("display_kind") or "") not in _PERSONAL_KINDS
     return False
+
+
+def headline(text: str) -> str:
+    """The first line of what the runtime said. The rest of it is often a job's whole output."""
+    first = text.partition("\n")[0]
+    return first if len(first) <= 200 else first[:199] + "…"
+
+
+def message_list(messages: Any) -> list[Mapping[str, Any]]:
+    """The messages that Hermes passes: a list, or a snapshot with ``messages()``; never raises."""
+    try:
+        found = messages.messages() if callable(getattr(messages, "messages", None)) else messages
+        if isinstance(found, Mapping):
+            return [found]
+        return [one for one in found or () if isinstance(one, Mapping) and one]
+    except Exception:  # a foreign object may raise anything
+        return []
+
+
+def text_of(content: Any) -> str:
+    """The text of what Hermes passes as content: text, parts, or something else; never raises."""
+    try:
+        return content_text(content)
+    except TranscriptError:
+        return str(content)

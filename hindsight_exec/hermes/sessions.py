@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .identity import Identity
@@ -73,6 +73,12 @@ class Sessions:
     @property
     def current(self) -> Identity:
         return self._state.identity
+
+    def written_by(self, author: Any) -> None:
+        """From now on somebody else writes in the current session."""
+        with self._lock:
+            state = self._state
+            self._state = replace(state, identity=state.identity.written_by(author))
 
     def begin(self, identity: Identity) -> None:
         """Serve this session from now on."""

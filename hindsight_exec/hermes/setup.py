@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +38,19 @@ def missing(settings: Settings) -> str:
     if not settings.configured:
         return "no server is configured: run 'hermes memory setup', or set HINDSIGHT_API_KEY"
     return ""
+
+
+def missing_package() -> str:
+    """What must be installed before anything can be sent or recalled; "" if nothing.
+
+    Memory is not off without it: turns are kept on disk.
+    """
+    if importlib.util.find_spec("aiohttp") is not None:
+        return ""
+    return (
+        "Hindsight memory cannot reach its server because the package aiohttp is missing; turns"
+        f" are saved on disk until it is installed: {sys.executable} -m pip install aiohttp"
+    )
 
 
 def config_schema() -> List[Dict[str, Any]]:
@@ -139,7 +154,7 @@ def status(settings: Settings, home: Path) -> Dict[str, Any]:
     if settings.mode == "local_embedded":
         shown["api_url"] = embedded.address(settings) or "not started yet"
         shown["log"] = str(embedded.log_of(settings))
-    problem = missing(settings)
+    problem = missing(settings) or missing_package()
     if problem:
         shown["problem"] = problem
     shown.update(_waiting(home))

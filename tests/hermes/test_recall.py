@@ -119,19 +119,53 @@ def test_waiting_is_bounded(make, hindsight, monkeypatch):
     assert "- late" in provider.prefetch("q")
 
 
-def test_the_first_turn_of_a_session(make, hindsight):
-    """A session's first message is recalled for at once, later ones only after their turn."""
+def queries(hindsight):
+    return [request.body["query"] for request in hindsight.requests("/recall")]
+
+
+def test_a_turn_for_which_nothing_was_prepared(make, hindsight):
+    """A turn that nothing was prepared for is recalled for as it starts: a session's first one,
+    one after a notice of the runtime, one after an interrupted turn."""
     hindsight.answer("/recall", *found("x"))
     provider = make()
     provider.on_turn_start(1, "first message")
     assert "- x" in provider.prefetch("first message")
+    provider.queue_prefetch("first message")
     provider.on_turn_start(2, "second message")
-    assert provider.prefetch("second message") == ""
+    assert "- x" in provider.prefetch("second message")
+    provider.queue_prefetch("[IMPORTANT: Background process 1 completed normally]")
+    provider.on_turn_start(3, "third message")
+    assert "- x" in provider.prefetch("third message")
+    provider.on_turn_start(4, "fourth message")
+    assert "- x" in provider.prefetch("fourth message")
     provider.on_session_switch("new")
     provider.on_turn_start(1, "first in the new one")
     assert "- x" in provider.prefetch("first in the new one")
-    queries = [request.body["query"] for request in hindsight.requests("/recall")]
-    assert queries == ["first message", "first in the new one"]
+    assert queries(hindsight) == [
+        "first message",
+        "first message",
+        "third message",
+        "fourth message",
+        "first in the new one",
+    ]
+
+
+def test_an_authors_memories_are_shown_to_nobody_else(make, hindsight):
+    """What was recalled for one author of a shared chat is not shown in another's turn."""
+    hindsight.answer("/banks/of-a/memories/recall", *found("a's secret"))
+    hindsight.answer("/banks/of-b/memories/recall", *found("b's secret"))
+    provider = make(told={"user_id": "a"}, bank_id_template="of-{user}")
+    provider.on_turn_start(1, "q", author_id="a")
+    provider.sync_turn("q", "ok", turn_author={"id": "a"})
+    provider.queue_prefetch("q")
+    hindsight.wait_for("/of-a/memories/recall", 2)
+    provider.on_turn_start(2, "r", author_id="b")
+    shown = provider.prefetch("r")
+    assert "b's secret" in shown
+    assert "a's secret" not in shown
+    provider.queue_prefetch("r")
+    provider.on_turn_start(3, "s", author_id=None)
+    assert "b's" not in provider.prefetch("s")
 
 
 def test_synchronous_recall(make, hindsight):
@@ -266,15 +300,19 @@ def test_the_system_prompt(make, hindsight):
     )
     assert "bank hermes" in hybrid
     for text, automatic, by_tool in ((hybrid, 1, 1), (context, 1, 0), (tools, 0, 1)):
-        assert ("recalled by itself" in text) == automatic
+        assert ("recalled by themselves" in text) == automatic
         assert ("hindsight_recall" in text) == by_tool
-        assert "cannot be reached" not in text
 
 
-def test_the_system_prompt_when_the_server_is_away(make, hindsight):
-    """The system prompt says so when the server cannot be reached."""
+def test_the_system_prompt_stays_the_same(make, hindsight):
+    """Within a session the prompt does not change: not with the server's state, nor the author."""
+    provider = make(told={"user_id": "a"}, bank_id_template="of-{user}")
+    first = provider.system_prompt_block()
     hindsight.stop()
-    assert "cannot be reached" in make().system_prompt_block()
+    provider.handle_tool_call("hindsight_recall", {"query": "q"})
+    provider.on_turn_start(1, "q", author_id="b")
+    assert provider.system_prompt_block() == first
+    hindsight.start()
 
 
 def test_before_a_session():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hindsight_exec import HindsightClient
+from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.hermes import HindsightMemoryProvider
 from hindsight_exec.hermes.scrub import is_synthetic, scrub
 
@@ -297,6 +298,8 @@ def test_only_the_primary_agent_writes(make, hindsight, home, context):
     provider.sync_turn("secret plan", "ok")
     answer = json.loads(provider.handle_tool_call("hindsight_retain", {"content": "x"}))
     assert "read-only" in answer["error"]
+    assert "hindsight_retain" not in json.dumps(provider.get_tool_schemas())
+    assert "hindsight_retain" not in provider.system_prompt_block()
     provider.queue_prefetch("may read")
     hindsight.wait_for("/recall")
     provider.shutdown()
@@ -313,31 +316,262 @@ def test_retaining_switched_off(make, hindsight):
     assert [item["content"] for item in hindsight.items()] == ["but this"]
 
 
+def contents(item):
+    return [message["content"] for message in json.loads(item["content"])]
+
+
 def test_what_is_no_conversation(make, hindsight):
-    """Injected memories are scrubbed; turns of the runtime, and empty ones, are not retained."""
+    """Injected memories are scrubbed, and turns in which nobody said anything are not retained."""
     provider = make()
     block = "<memory-context>\n[System note: …]\n\n- old memory\n</memory-context>"
     provider.sync_turn(f"real question\n\n{block}", f"{block}\nreal answer")
     provider.sync_turn("", "answer to nothing")
     provider.sync_turn("  ", "")
     provider.sync_turn(block, "answer to a memory")
-    provider.sync_turn("[IMPORTANT: Background process 7 completed normally (exit code 0).]", "ok")
-    provider.sync_turn("[ASYNC DELEGATION COMPLETE — d1]\nresult", "ok")
-    nudge = "Please check that."
-    messages = [
-        {"role": "user", "content": nudge, "_verification_stop_synthetic": True},
-        {"role": "assistant", "content": "ok"},
-    ]
-    provider.sync_turn(nudge, "ok", messages=messages)
-    provider.sync_turn("another question", "ok", messages=messages)
     provider.shutdown()
     (item,) = hindsight.items()
-    assert [message["content"] for message in json.loads(item["content"])] == [
-        "User: real question",
-        "Assistant: real answer",
-        "User: another question",
+    assert contents(item) == ["User: real question", "Assistant: real answer"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[IMPORTANT: Background process 7 completed normally (exit code 0).\nOutput:\n…]",
+        "[IMPORTANT: 3 background processes completed for this session.\n…]",
+        "[IMPORTANT: 2 background subagent delegations completed for this session. …]",
+        "[ASYNC DELEGATION COMPLETE — d1]\nresult",
+        "[Continuing toward your standing goal]\nGoal: x",
+        "[Goal set] Continue with the goal you were just given",
+        "[Heartbeat — recurring instruction, fires every 5m]\nlook",
+        "[System: the previous turn ended UNFINISHED — the API call failed]",
+    ],
+)
+def test_findings(make, hindsight, text):
+    """A turn that the runtime began keeps its answer; the user's side is marked as the runtime's."""
+    provider = make()
+    provider.sync_turn(text, "The build is green.")
+    provider.sync_turn("thanks", "ok")
+    provider.shutdown()
+    (item,) = hindsight.items()
+    first = text.partition("\n")[0]
+    assert contents(item) == [
+        f"Runtime (not the user): {first}",
+        "Assistant: The build is green.",
+        "User: thanks",
         "Assistant: ok",
     ]
+
+
+@pytest.mark.parametrize(
+    "mark, synthetic",
+    [
+        ({"_verification_stop_synthetic": True}, True),
+        ({"display_kind": "internal_notification"}, True),
+        ({"display_kind": "async_delegation_complete"}, True),
+        ({"display_kind": "steer"}, False),
+        ({"display_kind": None}, False),
+        ({}, False),
+    ],
+)
+def test_marks_of_the_host(mark, synthetic):
+    """Hermes marks the messages that nobody typed; a steering message is a person's."""
+    messages = [
+        {"role": "user", "content": "Please check that.", **mark},
+        {"role": "assistant", "content": "ok"},
+    ]
+    assert is_synthetic("Please check that.", messages) == synthetic
+    assert not is_synthetic("another question", messages)
+
+
+class Snapshot:
+    """As a later Hermes may pass `messages`."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def messages(self):
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        Snapshot([{"role": "user", "content": "hello"}]),
+        Snapshot(RuntimeError("gone")),
+        Snapshot(None),
+        [None, "text", 5, {"role": "user", "content": [{"type": "text", "text": "hello"}, None]}],
+        [{"role": "user", "content": {"a": 1}}, {"role": 7}],
+        {"role": "user", "content": None},
+        "hello",
+        7,
+    ],
+)
+def test_messages_of_any_shape(make, hindsight, messages):
+    """Whatever the host passes as messages, the turn is kept."""
+    provider = make()
+    provider.sync_turn("hello", "ok", session_id="s", messages=messages)
+    provider.shutdown()
+    assert [contents(item) for item in hindsight.items()] == [["User: hello", "Assistant: ok"]]
+
+
+def test_contents_of_any_shape(make, hindsight):
+    """Texts that are lists of parts, or something else, are kept as text."""
+    provider = make()
+    provider.sync_turn([{"type": "text", "text": "look"}, {"type": "image_url"}], "ok")
+    provider.sync_turn("and?", None)
+    provider.sync_turn({"odd": 1}, ["fine"])
+    provider.shutdown()
+    (item,) = hindsight.items()
+    assert contents(item) == [
+        "User: look\n[image]",
+        "Assistant: ok",
+        "User: and?",
+        "User: {'odd': 1}",
+        "Assistant: fine",
+    ]
+
+
+def test_a_marked_snapshot(make, hindsight):
+    """The mark of a message counts in a snapshot, too."""
+    provider = make()
+    said = [{"role": "user", "content": "result of the job", "display_kind": "process_complete"}]
+    provider.sync_turn("result of the job", "found it", messages=Snapshot(said))
+    provider.shutdown()
+    assert contents(hindsight.items()[0])[0] == "Runtime (not the user): result of the job"
+
+
+def test_authors_of_a_shared_chat(make, hindsight):
+    """In a shared chat bank, tags and metadata are those of who wrote the turn."""
+    provider = make("s", TOLD, bank_id_template="of-{user}")
+    provider.sync_turn("by the opener", "ok", session_id="s")
+    provider.sync_turn("by Bob", "ok", session_id="s", turn_author={"id": "u2", "name": "Bob"})
+    bot = {"id": "b1", "name": None, "is_bot": True}
+    provider.sync_turn("by a bot", "ok", session_id="s", turn_author=bot)
+    provider.sync_turn("nobody named", "ok", turn_author={"id": None, "name": None})
+    provider.shutdown()
+    (bob,), (robot,) = hindsight.documents("of-u2"), hindsight.documents("of-b1")
+    assert bob.tags == ["session:s", "user:u2"]
+    assert (bob.metadata["user_id"], bob.metadata["user_name"]) == ("u2", "Bob")
+    assert (robot.metadata["user_id"], robot.metadata["author_is_bot"]) == ("b1", "true")
+    assert "user_name" not in robot.metadata
+    assert hindsight.said("of-u1") == ["by the opener", "nobody named"]
+
+
+def test_a_note_of_who_writes(make, hindsight):
+    """What the model retains on purpose is the note of who wrote the turn."""
+    provider = make("s", TOLD, bank_id_template="of-{user}")
+    provider.on_turn_start(1, "keep it", author_id="u2", author_name="Bob", author_is_bot=False)
+    provider.handle_tool_call("hindsight_retain", {"content": "Bob's note"})
+    provider.on_turn_start(2, "mine", author_id=None, author_name=None, author_is_bot=False)
+    provider.handle_tool_call("hindsight_retain", {"content": "Ada's note"})
+    provider.shutdown()
+    assert [document.messages for document in hindsight.documents("of-u2")] == ["Bob's note"]
+    assert [document.messages for document in hindsight.documents("of-u1")] == ["Ada's note"]
+
+
+def test_a_checkpoint(make, hindsight):
+    """A checkpoint keeps what no turn has brought; a turn that comes later is not kept twice."""
+    provider = make()
+    provider.sync_turn("one", "ok 1")
+    evidence = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "ok 1"},
+        {"role": "user", "content": "interrupted"},
+        {"role": "user", "content": [{"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": "let me look"},
+        {"role": "tool", "content": "…"},
+    ]
+    assert provider.on_pre_compress(evidence, require_checkpoint=True) == ""
+    assert provider.on_pre_compress(evidence, require_checkpoint=True) == ""
+    provider.sync_turn("two", "ok 2")
+    provider.sync_turn("two", "ok 3")
+    provider.shutdown()
+    (item,) = hindsight.items()
+    assert contents(item) == [
+        "User: one",
+        "Assistant: ok 1",
+        "User: interrupted",
+        "User: two",
+        "Assistant: let me look",
+        "Assistant: ok 2",
+        "User: two",
+        "Assistant: ok 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "told, values",
+    [
+        ({}, {"durability": "memory"}),
+        ({}, {"auto_retain": False}),
+        ({"agent_context": "cron"}, {}),
+        ({}, {"api_url": "nonsense"}),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_confirmed(make, told, values):
+    """What is not on disk is not confirmed: Hermes keeps its context."""
+    provider = make(told=told, **values)
+    evidence = [{"role": "user", "content": "one"}]
+    with pytest.raises(HindsightExecError):
+        provider.on_pre_compress(evidence, require_checkpoint=True)
+    assert provider.on_pre_compress(evidence) == ""
+
+
+def test_a_checkpoint_without_a_disk(make, home, hindsight):
+    """Turns that only memory could take are not confirmed, though they are delivered."""
+    (home / "hindsight").mkdir()
+    (home / "hindsight" / "outbox").write_text("in the way", encoding="utf-8")
+    provider = make()
+    provider.sync_turn("one", "ok")
+    with pytest.raises(HindsightExecError, match="memory only"):
+        provider.on_pre_compress([{"role": "user", "content": "one"}], require_checkpoint=True)
+    provider.shutdown()
+    assert "one" in hindsight.said()
+
+
+def test_the_identity_signature(home, hindsight):
+    """A gateway rebuilds its agent when bank or server change; it asks a provider that serves nobody."""
+    configure(home, api_url=hindsight.url, bank_id="a")
+    provider = HindsightMemoryProvider()
+    first = provider.identity_signature()
+    assert first == HindsightMemoryProvider().identity_signature()
+    assert json.loads(json.dumps(first)) == first
+    configure(home, api_url=hindsight.url, bank_id_template="{user}")
+    assert provider.identity_signature() != first
+
+
+def test_a_memory_write_of_later_hosts(make):
+    """Hooks take what later hosts pass."""
+    provider = make()
+    provider.on_memory_write("replace", "user", "new", {"x": 1}, previous_content="old")
+    provider.on_memory_write("replace", "user", "new", metadata={"previous_content": "old"})
+
+
+def test_without_aiohttp(run, home, hindsight):
+    """Without aiohttp turns are kept, and the host, the log and the status name the package."""
+    configure(home, api_url=hindsight.url)
+    ended = run(
+        """
+        import logging, sys
+        sys.modules["aiohttp"] = None
+        from hindsight_exec.hermes import HindsightMemoryProvider
+        warned = []
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+        provider = HindsightMemoryProvider()
+        provider.initialize("s", hermes_home=sys.argv[1], warning_callback=warned.append)
+        assert provider.is_available()
+        provider.sync_turn("one", "ok")
+        print(provider.prefetch("one"))
+        say(warned)
+        say(provider.get_status_config())
+        """,
+        str(home),
+    )
+    assert ended.status == 0
+    assert ended.out.count("pip install aiohttp") >= 3
+    assert "'waiting': '1 turn" in ended.out
 
 
 @pytest.mark.parametrize(
