@@ -31,7 +31,6 @@ LONGEST_ELSEWHERE = 400
 UPWARD = {("hermes.cli", "cli.main")}
 CIRCLES = [
     ("executor.pool", "executor.work"),
-    ("hermes.embedded", "hermes.setup"),
     ("hermes.retention", "hermes.tools"),
 ]
 TOO_LONG = {"executor.work"}

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from urllib.parse import urlsplit
 
-from hindsight_exec.errors import Starting, Unavailable
-from hindsight_exec.settings.dotenv import read_dotenv
+from hindsight_exec.errors import ConfigError, Starting, Unavailable
+from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
@@ -86,7 +86,7 @@ def program() -> str:
 
 def address(settings: Settings) -> str:
     """The URL at which the daemon of these settings is, if it runs; "" if that is not known."""
-    port = read_dotenv(_file(settings.profile)).get(_PORT, "")
+    port = _profile_of(settings).get(_PORT, "")
     return f"http://127.0.0.1:{port}" if port.isdecimal() else ""
 
 
@@ -229,6 +229,13 @@ def _file(profile: str) -> Path:
     return Path.home() / ".hindsight" / "profiles" / f"{profile}.env"
 
 
+def _profile_of(settings: Settings) -> Dict[str, str]:
+    try:
+        return read_variables(_file(settings.profile), EMBED)
+    except (ConfigError, OSError):
+        return {}  # the starter will say what is wrong with it
+
+
 def _wanted(settings: Settings) -> Dict[str, str]:
     """What the settings state of the profile's environment."""
     url = settings.llm_base_url
@@ -249,7 +256,7 @@ def _wanted(settings: Settings) -> Dict[str, str]:
 
 def _agrees(settings: Settings) -> bool:
     """Whether a daemon of this profile was started as the settings say."""
-    there = read_dotenv(_file(settings.profile))
+    there = _profile_of(settings)
     return _PORT in there and not _changes(there, _wanted(settings))
 
 
@@ -269,7 +276,7 @@ def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optiona
 def _has_database(settings: Settings) -> bool:
     """Whether the daemon is told to use a database that is not its own."""
     name = "HINDSIGHT_EMBED_API_DATABASE_URL"
-    url = read_dotenv(_file(settings.profile)).get(name) or os.environ.get(name) or "pg0"
+    url = _profile_of(settings).get(name) or os.environ.get(name) or "pg0"
     return not url.startswith("pg0")
 
 
@@ -278,14 +285,14 @@ def _has_database(settings: Settings) -> bool:
 
 def main() -> int:
     """Brings the daemon up as the settings on standard input say; 0 once it answers."""
-    from .setup import set_variables  # noqa: PLC0415 - it imports us
-
     profile, wanted = json.load(sys.stdin)
     os.umask(0o077)  # of all that the daemon writes: conversations, keys
     manager: Any = importlib.import_module("hindsight_embed").get_embed_manager()
     path = _file(profile)
-    changes = _changes(read_dotenv(path), wanted)
-    set_variables(path, changes)  # with none, it is closed to others all the same
+    changes = _changes(read_variables(path, EMBED), wanted)
+    set_variables(path, changes, EMBED)
+    if path.exists():
+        path.chmod(0o600)  # it holds keys
     if changes and manager.is_running(profile):
         print("The configuration has changed: the daemon is started anew.", flush=True)
         if not manager.stop(profile):
@@ -293,6 +300,6 @@ def main() -> int:
     if not manager.ensure_running({}, profile):
         return 1
     port = str(urlsplit(manager.get_url(profile)).port)
-    if read_dotenv(path).get(_PORT) != port:
-        set_variables(path, {_PORT: port})
+    if read_variables(path, EMBED).get(_PORT) != port:
+        set_variables(path, {_PORT: port}, EMBED)
     return 0

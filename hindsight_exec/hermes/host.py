@@ -107,7 +107,7 @@ def settings_of(home: Path) -> Settings:
     state = (tuple(map(_stamp, files)), ours)
     cached = _cache.get(home)
     if cached is None or cached[0] != state:
-        _cache[home] = cached = (state, Settings.load(home, environ))
+        _cache[home] = cached = (state, Settings.load(home, environ, host_loaded=True))
     return cached[1]
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import re
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from hindsight_exec.client.urls import CLOUD_URL, LOCAL_URL
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
+from hindsight_exec.settings import reading
 from hindsight_exec.settings.config import Settings, configurable
+from hindsight_exec.settings.files import write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 
@@ -98,48 +97,24 @@ def read_config(path: Path) -> Dict[str, Any]:
         ConfigError: It cannot be read, or holds something else.
     """
     try:
-        existing = json.loads(path.read_text(encoding="utf-8-sig"))
+        return reading.read_config(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): repair or remove it first") from error
-    if not isinstance(existing, dict):
-        raise ConfigError(f"{path} does not hold a JSON object: repair or remove it first")
-    return existing
+    except ConfigError as error:
+        raise ConfigError(f"{error}: repair or remove it first") from error
 
 
 def write_config(path: Path, values: Mapping[str, Any]) -> None:
-    write_private(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, config_bytes(values))
 
 
-def set_variables(path: Path, changes: Mapping[str, Optional[str]]) -> None:
-    """Sets variables in a ``.env`` file, or takes them out (None), and closes it to others."""
-
-    def name(line: str) -> str:
-        return re.sub(r"^\s*(export\s+)?", "", line.partition("=")[0]).strip()
-
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if name(line) not in changes]
-    kept += [f"{name}={value}" for name, value in changes.items() if value is not None]
-    write_private(path, "\n".join([*kept, ""]))
-    path.chmod(0o600)
+def config_bytes(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file at once. A new one can be read by its owner only; links and modes stay."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(path, name)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    """Replace a text file in one step; see `write_file`."""
+    write_file(path, text.encode())
 
 
 def status(settings: Settings, home: Path) -> Dict[str, Any]:

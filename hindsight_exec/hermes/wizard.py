@@ -12,6 +12,8 @@ from hindsight_exec.client.urls import CLOUD_URL, LOCAL_URL, normalise_url
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded, host, setup
 from hindsight_exec.settings.config import Settings, configurable
+from hindsight_exec.settings.dotenv import HERMES, with_variables
+from hindsight_exec.settings.files import read_bytes, write_file
 from hindsight_exec.settings.values import PARSERS, WrongValue
 
 from .install import NAME
@@ -42,7 +44,7 @@ def run(home: Path) -> None:
     """Asks on the terminal, saves, and tries the connection. Ctrl-C changes nothing."""
     print("\n  Hindsight memory. Enter keeps what stands in [brackets], '-' empties it.\n")
     try:
-        settings = Settings.load(home, host.environment())
+        settings = Settings.load(home, host.environment(), host_loaded=True)
         # It may be the user's own file, which the one written here takes the place of.
         values = setup.read_config(settings.source or home / "hindsight" / "config.json")
         answers = _ask(settings)
@@ -54,9 +56,9 @@ def run(home: Path) -> None:
         print(f"\n  Not set up: {error}\n")
         return
     print(f"\n  Saved in {', '.join(map(str, written))}.")
-    removed = {_ITEMS[name].metadata["env"] for name, value in answers.items() if not value}
-    environ = {key: value for key, value in host.environment().items() if key not in removed}
-    _try(Settings.load(home, environ))
+    changed = {_ITEMS[name].metadata["env"] for name in answers}  # the host holds the old values
+    environ = {key: value for key, value in host.environment().items() if key not in changed}
+    _try(Settings.load(home, environ, host_loaded=True))
 
 
 def _ask(settings: Settings) -> Dict[str, Any]:
@@ -113,15 +115,14 @@ def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[P
             variables[about["env"]] = answer or None
         else:
             values[name] = answer
-    setup.write_config(config, values)
-    written = [config]
+    files = {config: setup.config_bytes(values)}
     if variables:
-        setup.set_variables(dotenv, variables)
-        written.append(dotenv)
+        files[dotenv] = with_variables(read_bytes(dotenv), variables, HERMES, dotenv)
     if activated != text:
-        setup.write_private(yaml, activated)
-        written.append(yaml)
-    return written
+        files[yaml] = activated.encode()
+    for path, content in files.items():
+        write_file(path, content)
+    return list(files)
 
 
 def _try(settings: Settings) -> None:

@@ -15,10 +15,11 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple, Union
 
-from hindsight_exec.client.urls import CLOUD_URL, normalise_url
+from hindsight_exec.client.urls import CLOUD_URL
+from hindsight_exec.errors import ConfigError
 
 from . import keyring, reading
-from .dotenv import read_dotenv
+from .values import PARSERS, WrongValue, brief
 
 __all__ = ["Settings", "configurable"]
 
@@ -35,9 +36,15 @@ def _key(
     choices: Tuple[str, ...] = (),
     minimum: float = -math.inf,
     group: str = "",
+    strict: bool = False,
+    narrow: Any = None,
     **options: Any,
 ) -> Any:
-    """One key of config.json: how it is read, checked and shown to the user."""
+    """One key of config.json: how it is read, checked and shown to the user.
+
+    A wrong value of a ``strict`` key turns memory off: it says where conversations
+    go, or who may see them. Any other wrong value becomes ``narrow``, else the default.
+    """
     metadata = {
         "kind": kind,
         "doc": doc,
@@ -46,6 +53,8 @@ def _key(
         "choices": choices,
         "minimum": minimum,
         "group": group,
+        "strict": strict,
+        "narrow": narrow,
     }
     return field(default=default, metadata=metadata, **options)
 
@@ -59,29 +68,29 @@ class Settings:
     a change of the key: by default the reference stands for this very key.
 
     Raises:
-        ConfigError: ``api_url`` is unusable (direct construction only).
+        ConfigError: A value is wrong (direct construction only).
     """
 
     # fmt: off
-    mode: str = _key("cloud", "choice", "How Hindsight is reached.", env="HINDSIGHT_MODE",
+    mode: str = _key("cloud", "choice", "How Hindsight is reached.", env="HINDSIGHT_MODE", strict=True,
         choices=("cloud", "local_external", "local_embedded"), group="Connection")
-    api_url: str = _key(CLOUD_URL, "text", "URL of the Hindsight API.", env="HINDSIGHT_API_URL",
+    api_url: str = _key(CLOUD_URL, "url", "URL of the Hindsight API.", env="HINDSIGHT_API_URL",
         aliases=("apiUrl",), group="Connection")
     api_key: Optional[str] = _key(None, "secret", "Key of the Hindsight API.", env="HINDSIGHT_API_KEY",
         aliases=("apiKey",), group="Connection", repr=False)
     timeout: float = _key(120.0, "number", "Seconds a request may take.", env="HINDSIGHT_TIMEOUT",
         minimum=0.001, group="Connection")
 
-    bank_id: str = _key("hermes", "bank", "Name of the memory bank.", env="HINDSIGHT_BANK_ID",
+    bank_id: str = _key("hermes", "bank", "Name of the memory bank.", env="HINDSIGHT_BANK_ID", strict=True,
         aliases=("bankId",), group="Bank")
     bank_id_template: str = _key("", "text", "Template of the bank's name, over {profile}, {workspace}, {platform}, {user}"
-        " and {session}; bank_id where it comes out empty.", group="Bank")
+        " and {session}; bank_id where it comes out empty.", strict=True, group="Bank")
     bank_mission: str = _key("", "text", "Mission that frames how the bank reflects.", group="Bank")
     bank_retain_mission: str = _key("", "text", "Mission that steers what is extracted from what is retained.", group="Bank")
 
     memory_mode: str = _key("hybrid", "choice", "Memories are put into the context, offered as tools, or both (hybrid).",
         choices=("hybrid", "context", "tools"), group="Recall")
-    auto_recall: bool = _key(True, "bool", "Recall before each turn.", group="Recall")
+    auto_recall: bool = _key(True, "bool", "Recall before each turn.", narrow=False, group="Recall")
     recall_sync: bool = _key(False, "bool", "Recall with the message at hand, which the turn waits for, instead of in"
         " the background with the one before.", group="Recall")
     recall_prefetch_method: str = _key("recall", "choice", "Recall memories as they are, or let the server reflect on them.",
@@ -91,18 +100,18 @@ class Settings:
     recall_max_tokens: int = _key(4096, "int", "Tokens recalled at most.", minimum=1, group="Recall")
     recall_max_input_chars: int = _key(800, "int", "Characters of a message that are searched for; 0 means all.",
         minimum=0, group="Recall")
-    recall_types: Tuple[str, ...] = _key(("observation",), "list", "Kinds of memories to recall.",
+    recall_types: Tuple[str, ...] = _key(("observation",), "list", "Kinds of memories to recall; an empty list means all kinds.",
         choices=("observation", "world", "experience", "opinion"), group="Recall")
-    recall_tags: Tuple[str, ...] = _key((), "list", "Recall only what has these tags.", group="Recall")
+    recall_tags: Tuple[str, ...] = _key((), "list", "Recall only what has these tags.", strict=True, group="Recall")
     recall_tags_match: str = _key("any", "choice", "How recall_tags match; the strict ones leave out memories without tags.",
-        choices=("any", "all", "any_strict", "all_strict"), group="Recall")
+        choices=("any", "all", "any_strict", "all_strict", "exact"), narrow="all_strict", group="Recall")
     recall_prompt_preamble: str = _key("", "text", "Words above the recalled memories, instead of ours.", group="Recall")
     recall_indicator: bool = _key(True, "bool", "Show when memories were recalled.", group="Recall")
     prefetch_waits_for_retain: bool = _key(False, "bool", "Recall only after the turns given so far were processed by the server.",
         group="Recall")
     prefetch_retain_drain_timeout: float = _key(10.0, "number", "Seconds prefetch_waits_for_retain waits at most.", minimum=0, group="Recall")
 
-    auto_retain: bool = _key(True, "bool", "Retain each turn.", group="Retain")
+    auto_retain: bool = _key(True, "bool", "Retain each turn.", narrow=False, group="Retain")
     retain_async: bool = _key(True, "bool", "A turn counts as delivered once the server has accepted it; false: once it"
         " has processed it.", group="Retain")
     retain_every_n_turns: int = _key(1, "int", "Send after every so many turns.", minimum=1, group="Retain")
@@ -112,12 +121,12 @@ class Settings:
         " turn at once.", minimum=0, group="Retain")
     retain_context: str = _key("conversation between Hermes Agent and the User", "text",
         "Tells the server what is retained.", group="Retain")
-    retain_tags: Tuple[str, ...] = _key((), "list", "Tags of everything that is retained.", env="HINDSIGHT_RETAIN_TAGS", group="Retain")
+    retain_tags: Tuple[str, ...] = _key((), "list", "Tags of everything that is retained.", strict=True, env="HINDSIGHT_RETAIN_TAGS", group="Retain")
     retain_source: str = _key("", "text", "Value of the metadata key source.", env="HINDSIGHT_RETAIN_SOURCE", group="Retain")
     retain_user_prefix: str = _key("User", "label", "Label of what the user says.", env="HINDSIGHT_RETAIN_USER_PREFIX", group="Retain")
     retain_assistant_prefix: str = _key("Assistant", "label", "Label of what the assistant says.",
         env="HINDSIGHT_RETAIN_ASSISTANT_PREFIX", group="Retain")
-    observation_scopes: Union[str, Tuple[Tuple[str, ...], ...], None] = _key(None, "scopes", "How observations are scoped: combined, per_tag, all_combinations, or a"
+    observation_scopes: Union[str, Tuple[Tuple[str, ...], ...], None] = _key(None, "scopes", "How observations are scoped: combined, per_tag, all_combinations, shared, or a"
         " JSON list of lists of tags.", env="HINDSIGHT_RETAIN_OBSERVATION_SCOPES", group="Retain")
     retain_indicator: bool = _key(True, "bool", "Show when a turn is retained.", group="Retain")
 
@@ -127,9 +136,9 @@ class Settings:
         " (normal), or is only in memory, and never on disk (memory).",
         choices=("full", "normal", "memory"), group="Delivery")
 
-    llm_provider: str = _key("", "text", "LLM provider of the embedded server; its profile's, else openai, without it.", group="Embedded")
+    llm_provider: str = _key("", "text", "LLM provider of the embedded server; its profile's, else openai, without it.", strict=True, group="Embedded")
     llm_model: str = _key("", "text", "LLM of the embedded server; its profile's, else the provider's usual one, without it.", group="Embedded")
-    llm_base_url: str = _key("", "text", "Endpoint of the LLM.", env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
+    llm_base_url: str = _key("", "text", "Endpoint of the LLM.", strict=True, env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
     llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
         aliases=("llmApiKey",), group="Embedded", repr=False)
     idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops, to be brought back when it"
@@ -137,7 +146,7 @@ class Settings:
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
     port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
         group="Embedded")
-    profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", group="Embedded")
+    profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", strict=True, group="Embedded")
     # fmt: on
 
     credential: str = ""
@@ -152,7 +161,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.unusable:
             return
-        object.__setattr__(self, "api_url", normalise_url(self.api_url))
+        for item in configurable():
+            value = getattr(self, item.name)
+            if value != item.default:
+                object.__setattr__(self, item.name, _checked(value, item))
         if self.api_key and not self.credential:
             reference = keyring.reference(self.api_url, self.api_key)
             object.__setattr__(self, "credential", reference)
@@ -160,7 +172,11 @@ class Settings:
 
     @classmethod
     def load(
-        cls, hermes_home: Optional[Path] = None, environ: Optional[Mapping[str, str]] = None
+        cls,
+        hermes_home: Optional[Path] = None,
+        environ: Optional[Mapping[str, str]] = None,
+        *,
+        host_loaded: bool = False,
     ) -> Settings:
         """Reads the configuration. Never raises for what is in it.
 
@@ -170,17 +186,18 @@ class Settings:
                 ``~/.hindsight/config.json`` and the environment count.
             environ: Stands in for ``os.environ``; a host that serves several
                 profiles passes the profile's own.
+            host_loaded: ``environ`` is what a host has made of the profile's
+                files, and goes before our own reading of ``.env``.
         """
         outer = os.environ if environ is None else environ
         reference = f"hermes:{Path(hermes_home).absolute()}" if hermes_home else "env"
-        dotenv = read_dotenv(Path(hermes_home) / ".env") if hermes_home else {}
-        found = reading.read(configurable(), hermes_home, {**outer, **dotenv})
+        found = reading.read(configurable(), hermes_home, outer, host_loaded=host_loaded)
         for problem in found.problems:
             logger.warning("%s", problem)
         values = found.values
         key = values.get("api_key")
         if key and outer.get("HINDSIGHT_API_KEY") == key and not found.unusable:
-            keyring.remember(reference, values["api_url"], key)
+            keyring.remember(reference, values["api_url"], key, found.key_in_dotenv)
         return cls(
             **values,
             credential=reference,
@@ -193,3 +210,11 @@ class Settings:
 def configurable() -> Tuple[Field[Any], ...]:
     """The fields of `Settings` that are keys of config.json, in their order."""
     return tuple(item for item in fields(Settings) if "kind" in item.metadata)
+
+
+def _checked(value: Any, item: Field[Any]) -> Any:
+    try:
+        return PARSERS[item.metadata["kind"]](value, item)
+    except WrongValue as wrong:
+        shown = "" if item.metadata["kind"] == "secret" else f" {brief(value)}"
+        raise ConfigError(f"invalid {item.name}{shown}: it must be {wrong}") from None

@@ -11,7 +11,6 @@ from hindsight_exec.errors import ConfigError
 
 from . import keyring
 from .config import configurable
-from .dotenv import read_dotenv
 from .folders import default_hermes_home
 from .reading import read
 
@@ -19,7 +18,7 @@ __all__ = ["resolve_credential"]
 
 
 def resolve_credential(reference: str, url: str) -> Optional[str]:
-    """The key that ``reference`` stands for, read anew each time. Safe from any thread.
+    """Return the key that ``reference`` stands for, read anew each time. Safe from any thread.
 
     Returns:
         None if the configuration that ``reference`` names is gone or names another
@@ -31,11 +30,12 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
         url = normalise_url(url)
     except ConfigError:
         return None
-    given = keyring.recall(reference, url)
+    handed = keyring.recall(reference, url)
+    handed_key = handed.key if handed else None
     if reference.startswith("given:"):
         # A later process of the same program: the environment may hold the key.
-        key = given or os.environ.get("HINDSIGHT_API_KEY", "")
-        return key if key and (given or keyring.reference(url, key) == reference) else None
+        key = handed_key or os.environ.get("HINDSIGHT_API_KEY", "")
+        return key if key and (handed_key or keyring.reference(url, key) == reference) else None
     environ = dict(os.environ)
     own = environ.pop("HINDSIGHT_API_KEY", "")
     home: Optional[Path] = None
@@ -43,14 +43,18 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
         home = Path(reference[len("hermes:") :])
         if default_hermes_home(os.environ).absolute() != home:
             # Another profile's configuration must not be completed from ours.
-            environ, own = {"HOME": environ.get("HOME", "")}, ""
-        environ.update(read_dotenv(home / ".env"))
+            shared = ("HOME", "HERMES_MANAGED_DIR")
+            environ, own = {name: environ[name] for name in shared if name in environ}, ""
     elif reference != "env":
-        return given
-    found = read(configurable(), home, environ, named=bool(own or given))
+        return handed_key
+    found = read(configurable(), home, environ, named=bool(own or handed))
     if found.unusable or not found.configured or found.values["api_url"] != url:
-        return given
+        return handed_key
     if url.startswith(EMBEDDED_URL):
         return ""  # keys are other servers'
-    # What a host handed over was meant for this profile; the process' variable may be another's.
-    return found.values.get("api_key") or given or own
+    key = found.values["api_key"]
+    # A host's key is meant for this profile, and goes before our own reading of the `.env`,
+    # until the user puts another one there. The process's variable may be another profile's.
+    if handed and key in (None, handed.in_dotenv) and found.key_in_dotenv == handed.in_dotenv:
+        return handed.key
+    return key or handed_key or own

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Dict, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
-__all__ = ["recall", "reference", "remember"]
+__all__ = ["Handed", "recall", "reference", "remember"]
+
+
+class Handed(NamedTuple):
+    """A key, and the one that the profile's ``.env`` named at that time."""
+
+    key: str
+    in_dotenv: str
+
 
 # By (reference, URL): a key goes to no other server. Single dict operations: safe from any thread.
-_keys: Dict[Tuple[str, str], str] = {}
+_keys: Dict[Tuple[str, str], Handed] = {}
 
 
-def remember(reference: str, url: str, key: str) -> None:
-    _keys[reference, url] = key
+def remember(reference: str, url: str, key: str, in_dotenv: str = "") -> None:
+    _keys[reference, url] = Handed(key, in_dotenv)
 
 
-def recall(reference: str, url: str) -> Optional[str]:
+def recall(reference: str, url: str) -> Optional[Handed]:
     return _keys.get((reference, url))
 
 

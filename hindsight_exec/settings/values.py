@@ -6,7 +6,9 @@ import ast
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
+
+from hindsight_exec.client.urls import normalise_url
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -57,6 +59,10 @@ def _secret(value: Any, item: Field[Any]) -> str:
     return key
 
 
+def _url(value: Any, _: Field[Any]) -> str:
+    return normalise_url(value)
+
+
 def _choice(value: Any, item: Field[Any]) -> str:
     text = value.strip().lower() if isinstance(value, str) else value
     if text not in item.metadata["choices"]:
@@ -105,9 +111,9 @@ def _literal(text: str) -> Any:
 
 
 def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
-    if isinstance(value, str):
-        parsed = _literal(value)
-        value = parsed if isinstance(parsed, list) else value.split(",")
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        parsed = _literal(str(value))
+        value = parsed if isinstance(parsed, list) else str(value).split(",")
     if not isinstance(value, (list, tuple)) or any(isinstance(one, (dict, list)) for one in value):
         raise WrongValue("a list, or text with commas")
     entries = tuple(dict.fromkeys(str(one).strip() for one in value if str(one).strip()))
@@ -115,13 +121,16 @@ def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
     if choices and not set(entries) <= set(choices):
         known = tuple(entry for entry in entries if entry in choices)
         raise WrongValue("out of " + ", ".join(choices), known or item.default)
-    return entries or tuple(cast("Tuple[str, ...]", item.default))
+    return entries
+
+
+_SCOPES = ("combined", "per_tag", "all_combinations", "shared")
 
 
 def _scopes(value: Any, _: Field[Any]) -> Any:
     if isinstance(value, str):
         text = value.strip()
-        if text in ("combined", "per_tag", "all_combinations"):
+        if text in _SCOPES:
             return text
         value = _literal(text)
     if isinstance(value, (list, tuple)):
@@ -134,11 +143,12 @@ def _scopes(value: Any, _: Field[Any]) -> Any:
         ):
             cleaned = [tuple(tag.strip() for tag in one if tag.strip()) for one in scopes]
             return tuple(one for one in cleaned if one) or None
-    raise WrongValue("combined, per_tag, all_combinations or a list of lists of tags")
+    raise WrongValue(", ".join(_SCOPES) + " or a list of lists of tags")
 
 
 PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "text": _text,
+    "url": _url,
     "label": _label,
     "bank": _bank,
     "profile": _profile,

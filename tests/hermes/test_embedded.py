@@ -28,8 +28,9 @@ from hindsight_exec.cli import targets as where
 from hindsight_exec.cli.console import UNREACHABLE, USAGE
 from hindsight_exec.cli.main import main
 from hindsight_exec.errors import Starting, Unavailable
-from hindsight_exec.hermes import HindsightMemoryProvider, checks, connection, embedded, setup
+from hindsight_exec.hermes import HindsightMemoryProvider, checks, connection, embedded
 from hindsight_exec.settings.credentials import resolve_credential
+from hindsight_exec.settings.dotenv import set_variables
 
 from .recording import LIMIT, configure
 from .test_history import History
@@ -354,10 +355,9 @@ def test_the_profiles_environment(chat, daemon):
     provider.sync_turn("one", "ok")
     until(lambda: said(daemon) == ["User: one"])
     lines = daemon.profile.read_text().splitlines()
-    assert lines[:2] == ["# mine", 'OTHER="1"']
-    assert sorted(lines[2:]) == [
+    assert lines[:3] == ["# mine", "export HINDSIGHT_API_LLM_MODEL=new", 'OTHER="1"']
+    assert sorted(lines[3:]) == [
         "HINDSIGHT_API_LLM_API_KEY=SECRET",
-        "HINDSIGHT_API_LLM_MODEL=new",
         "HINDSIGHT_API_PORT=" + daemon.url.rpartition(":")[2],
         "HINDSIGHT_EMBED_DAEMON_IDLE_TIMEOUT=7",
     ]
@@ -569,5 +569,5 @@ def test_what_goes_from_the_profile(tmp_path):
 
 def test_variables(tmp_path):
     """A file that is not there is made, and taking out what is not there is no error."""
-    setup.set_variables(tmp_path / "a" / ".env", {"X": "1", "Y": None})
+    set_variables(tmp_path / "a" / ".env", {"X": "1", "Y": None})
     assert (tmp_path / "a" / ".env").read_text() == "X=1\n"

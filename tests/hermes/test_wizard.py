@@ -60,18 +60,20 @@ def test_enter_keeps_everything(setup, home, hindsight):
 
 
 def test_the_key_goes_to_the_environments_file(setup, home, clean, tmp_path):
-    """A new key replaces the old ones wherever they stood, readable by the owner only, and shown nowhere."""
+    """A new key replaces the old ones wherever they stood, and is shown nowhere; the file keeps its mode."""
     server = Hindsight(tmp_path / "locked.db", api_key="NEW-SECRET")
     try:
         configure(home, api_url=server.url, apiKey="OLD-SECRET")
         (home / ".env").write_text("# mine\nexport HINDSIGHT_API_KEY='OLDER-SECRET'\nOTHER=1\n")
+        (home / ".env").chmod(0o640)
         shown = setup("", "", "NEW-SECRET", "")
     finally:
         server.close()
     assert "SECRET" not in shown
     assert "key: accepted" in shown
-    assert (home / ".env").read_text() == "# mine\nOTHER=1\nHINDSIGHT_API_KEY=NEW-SECRET\n"
-    assert stat.S_IMODE((home / ".env").stat().st_mode) == 0o600
+    text = (home / ".env").read_text()
+    assert text == "# mine\nexport HINDSIGHT_API_KEY=NEW-SECRET\nOTHER=1\n"
+    assert stat.S_IMODE((home / ".env").stat().st_mode) == 0o640
     assert "apiKey" not in saved(home)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,7 +152,6 @@ def test_the_legacy_file(home, tmp_path):
 @pytest.mark.parametrize(
     "key, value, used",
     [
-        ("mode", "clout", "cloud"),
         ("timeout", "soon", 120.0),
         ("timeout", 0, 120.0),
         ("timeout", True, 120.0),
@@ -165,11 +165,13 @@ def test_the_legacy_file(home, tmp_path):
         ("retain_every_n_turns", 0, 1),
         ("retain_every_n_turns", "many", 1),
         ("retain_async", "perhaps", True),
-        ("retain_tags", 5, ()),
         ("retain_context", ["x"], "conversation between Hermes Agent and the User"),
         ("observation_scopes", "everything", None),
         ("observation_scopes", [[1]], None),
         ("durability", "forever", "full"),
+        ("recall_tags_match", "anny", "all_strict"),
+        ("auto_recall", "perhaps", False),
+        ("auto_retain", "flase", False),
         ("bank_id", "a/b", "a-b"),
         ("bank_id", "x" * 300, "x" * 192),
     ],
@@ -184,6 +186,88 @@ def test_a_wrong_value_is_one_warning(home, caplog, key, value, used):
     assert record.levelno == logging.WARNING
     assert f": {key} is {brief(value)}" in message
     assert f"using {brief(used)}" in message
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("mode", "clout"),
+        ("mode", ["cloud"]),
+        ("api_url", ["http://h"]),
+        ("api_url", "localhost:8888"),
+        ("api_url", "   "),
+        ("bank_id", {"name": "b"}),
+        ("bank_id_template", ["{user}"]),
+        ("recall_tags", {"user": "a"}),
+        ("retain_tags", [["a"]]),
+    ],
+)
+def test_a_wrong_value_never_widens(home, caplog, key, value):
+    """A value that would send conversations elsewhere turns memory off, and the reason quotes it."""
+    path = write(home, {"api_url": "http://h", key: value})
+    settings = Settings.load(home, {"HOME": str(home)})
+    assert settings.unusable.startswith(f"{path}: {key}")
+    assert (str(value).strip() or "unusable") in settings.unusable
+    assert settings.api_url == ""
+    (record,) = caplog.records
+    assert record.getMessage() == f"{settings.unusable}; memory is off until this is corrected"
+
+
+@pytest.mark.parametrize("key", ["llm_provider", "llm_base_url", "profile"])
+def test_where_an_embedded_server_sends_texts(home, key):
+    """What decides which LLM reads the conversations is strict where there is an embedded server."""
+    write(home, {"mode": "local_embedded", key: {}})
+    assert f"{key} is {{}}" in Settings.load(home, {}).unusable
+    write(home, {"api_url": "http://h", key: {}})
+    assert not Settings.load(home, {}).unusable
+
+
+def test_the_reason_names_the_place(home):
+    """A reason names the file or the variable in which the value stands, loaded by a host or not."""
+    write(home, {"bank_id": "b"})
+    (home / ".env").write_text("HINDSIGHT_MODE=clout\n", encoding="utf-8")
+    for environ in ({}, {"HINDSIGHT_MODE": "clout"}):
+        for host_loaded in (False, True):
+            reason = Settings.load(home, environ, host_loaded=host_loaded).unusable
+            assert reason.startswith(f"{home / '.env'}: HINDSIGHT_MODE is 'clout'")
+    (home / ".env").unlink()
+    reason = Settings.load(home, {"HINDSIGHT_MODE": "clout"}).unusable
+    assert reason.startswith("environment: HINDSIGHT_MODE is 'clout'")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"durability": "paranoid"},
+        {"timeout": "abc"},
+        {"timeout": -1},
+        {"mode": "clout"},
+        {"bank_id": ""},
+        {"bank_id": "a/b"},
+        {"recall_tags_match": "anny"},
+        {"api_key": "\u03a9"},
+        {"retain_every_n_turns": 0},
+    ],
+)
+def test_a_program_is_told_at_once(wrong):
+    """Settings made by a program raise for a wrong value, and name the key."""
+    with pytest.raises(ConfigError, match=f"invalid {next(iter(wrong))}"):
+        Settings(**{"api_url": "http://h", **wrong})
+
+
+@pytest.mark.parametrize("value", ["", [], "[]", " , "])
+def test_no_filter_of_types(home, value):
+    """An empty recall_types recalls all kinds."""
+    write(home, {"recall_types": value})
+    assert Settings.load(home).recall_types == ()
+
+
+@pytest.mark.parametrize("value", ["any", "all", "any_strict", "all_strict", "exact"])
+def test_all_ways_to_match_tags(home, value):
+    """Each way to match tags that the server knows is taken."""
+    write(home, {"recall_tags_match": value, "observation_scopes": "shared"})
+    settings = Settings.load(home)
+    assert (settings.recall_tags_match, settings.observation_scopes) == (value, "shared")
 
 
 @pytest.mark.parametrize("value", ["true", "yes", "ON", 1, True, "1"])
@@ -286,6 +370,75 @@ def test_the_env_file_of_hermes(home):
     assert (settings.api_key, settings.api_url) == ("dot env", "http://dot")
     assert settings.bank_id == "b"
     assert resolve_credential(settings.credential, "http://dot") == "dot env"
+
+
+def test_what_a_host_has_loaded(home):
+    """What a host has loaded goes before our reading of the files, where it holds a value."""
+    home.mkdir()
+    (home / ".env").write_text("HINDSIGHT_API_KEY=file\nHINDSIGHT_BANK_ID=file\n", encoding="utf-8")
+    environ = {
+        "HINDSIGHT_API_KEY": "vault",
+        "HINDSIGHT_BANK_ID": "",
+        "HINDSIGHT_API_URL": "http://h",
+    }
+    settings = Settings.load(home, environ, host_loaded=True)
+    assert (settings.api_key, settings.bank_id) == ("vault", "file")
+    (home / ".env").write_text(
+        "HINDSIGHT_API_KEY=file\nHINDSIGHT_API_URL=http://h\n", encoding="utf-8"
+    )
+    assert resolve_credential(settings.credential, "http://h") == "vault"
+    assert Settings.load(home, environ).api_key == "file"
+
+
+def test_a_new_key_counts_at_once(home, monkeypatch):
+    """A host's key counts until the user puts another one into `.env`."""
+    monkeypatch.setenv("HERMES_HOME", str(home))
+    monkeypatch.setenv("HINDSIGHT_API_URL", "http://h")
+    monkeypatch.setenv("HINDSIGHT_API_KEY", "old")
+    home.mkdir()
+    (home / ".env").write_text("HINDSIGHT_API_KEY=old\n", encoding="utf-8")
+    settings = Settings.load(home, os.environ, host_loaded=True)
+    assert resolve_credential(settings.credential, "http://h") == "old"
+    (home / ".env").write_text("HINDSIGHT_API_KEY=new\n", encoding="utf-8")
+    assert resolve_credential(settings.credential, "http://h") == "new"
+
+
+@pytest.mark.parametrize("host_loaded", [False, True])
+def test_the_managed_file(home, tmp_path, host_loaded):
+    """The administrator's `.env` goes before the user's and before the environment."""
+    home.mkdir()
+    managed = tmp_path / "managed"
+    managed.mkdir()
+    (managed / ".env").write_text("HINDSIGHT_API_URL=http://managed\n", encoding="utf-8")
+    (home / ".env").write_text("HINDSIGHT_API_URL=http://user\n", encoding="utf-8")
+    environ = {"HERMES_MANAGED_DIR": str(managed), "HINDSIGHT_API_URL": "http://outer"}
+    settings = Settings.load(home, environ, host_loaded=host_loaded)
+    assert settings.api_url == "http://managed"
+
+
+def test_comments_in_json(home):
+    """A file with comments is no JSON: memory is off, and the reason says what is wrong where."""
+    path = write(home, '{\n  // mine\n  "bank_id": "b"\n}')
+    reason = Settings.load(home, {"HINDSIGHT_API_URL": "http://stranger"}).unusable
+    assert str(path) in reason
+    assert "line 2" in reason
+    assert "JSON has no comments" in reason
+
+
+def test_an_env_file_that_cannot_be_read(home, monkeypatch):
+    """A `.env` with our variables that cannot be read turns memory off; one without is no matter."""
+    home.mkdir()
+    (home / ".env").write_bytes("HINDSIGHT_API_URL=http://h\n".encode("utf-32"))
+    reason = Settings.load(home, {}).unusable
+    assert reason.startswith(f"{home / '.env'} cannot be read")
+    assert "UTF-8" in reason
+    (home / ".env").write_bytes("OTHER=1\n".encode("utf-32"))
+    assert not Settings.load(home, {}).unusable
+    monkeypatch.setitem(sys.modules, "dotenv.parser", None)
+    (home / ".env").write_text("OTHER=1\n", encoding="utf-8")
+    assert not Settings.load(home, {}).unusable
+    (home / ".env").write_text("HINDSIGHT_API_URL=http://h\n", encoding="utf-8")
+    assert "pip install 'hindsight-exec[hermes]'" in Settings.load(home, {}).unusable
 
 
 def test_profiles_do_not_mix(home, tmp_path, monkeypatch):
