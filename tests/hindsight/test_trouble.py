@@ -83,7 +83,7 @@ def test_wrong_key_keeps_everything(locked: Server, bank: str, new_host: NewHost
         assert program.said("flushed") == ["False"]
         assert program.counters["waiting"] == 40
         assert len(program.said("trouble")) == 1
-        assert "does not accept the key" in program.said("trouble")[0]
+        assert "does not accept the API key" in program.said("trouble")[0]
         # Asked once or twice, not again and again.
         assert [exchange.status for exchange in proxy.exchanges].count(401) < 5
 
