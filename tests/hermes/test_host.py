@@ -1,222 +1,30 @@
-"""The real Hermes host, driven from outside: whatever way it ends, each turn is stored once.
+"""Whatever way the real Hermes host ends, each turn is stored once.
 
-Needs hermes-agent==0.19.0 in the environment of the tests (``tox -e hermes``).
-The model is a stand-in, the server the embedded one.
+The model is a stand-in, the server the embedded one. `hosts.py` says which Hermes it may be.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from .hosts import START, Chat, Host, Terminal, marks, settle, until
 from .llm import REPLY, FakeLLM
-from .recording import LIMIT, configure
+from .recording import configure
 from .test_embedded import Daemon
 
-VERSION = "0.19.0"
-try:
-    found = importlib.metadata.version("hermes-agent")
-except importlib.metadata.PackageNotFoundError:
-    found = "not installed"
-
-pytestmark = [
-    pytest.mark.hermes,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(found != VERSION, reason=f"hermes-agent is {found}; needed is {VERSION}"),
-]
-
-NOISE = re.compile(r"Unclosed|cannot schedule|Traceback|never retrieved|was destroyed")
-PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
-START = 120  # seconds for Hermes to start on a busy machine
-
-
-class Host:
-    """Hermes in a folder of its own, with our plugin installed by our command alone."""
-
-    def __init__(self, folder: Path, home: Path, llm: FakeLLM, url: str) -> None:
-        self.folder = folder
-        self.home = home
-        self.printed = ""
-        # Hermes leaves sockets of its own unclosed; those to our server are ours.
-        self.noise = re.compile(f"{NOISE.pattern}|unclosed.*, {url.rpartition(':')[2]}\\)")
-        (folder / "work").mkdir()
-        configure(home, api_url=url)
-        (home / "config.yaml").write_text(
-            f"""\
-model:
-  default: fake-model
-  provider: custom
-  base_url: {llm.url}
-  api_key: sk-fake
-  context_length: 131072
-memory:
-  memory_enabled: true
-  user_profile_enabled: true
-approvals:
-  destructive_slash_confirm: false
-"""
-        )
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.endswith("_API_KEY") and not name.startswith(("HINDSIGHT_", "PYTHON"))
-        }
-        self.environment.update(
-            HERMES_HOME=str(home),
-            TERM="xterm",
-            NO_COLOR="1",
-            PYTHONWARNINGS="default::ResourceWarning",
-        )
-        self._processes: list[subprocess.Popen] = []
-        self.run(self.ours, "hermes", "install", "--yes")
-
-    @property
-    def ours(self) -> list[str]:
-        return [sys.executable, "-m", "hindsight_exec"]
-
-    @property
-    def hermes(self) -> list[str]:
-        return [str(Path(sys.executable).with_name("hermes"))]
-
-    def run(self, command: list[str], *args: str, status: int | None = 0) -> str:
-        """Runs a command to its end; returns what it printed."""
-        ended = subprocess.run(
-            [*command, *args],
-            env=self.environment,
-            cwd=self.folder / "work",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=START,
-            text=True,
-            check=False,
-        )
-        self.printed += ended.stdout
-        assert status is None or ended.returncode == status, ended.stdout
-        return ended.stdout
-
-    def start(self, command: list[str], **options) -> subprocess.Popen:
-        options = {"env": self.environment, "cwd": self.folder / "work", **options}
-        process = subprocess.Popen(command, **options)
-        self._processes.append(process)
-        return process
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-
-    def check_silence(self) -> None:
-        """Nothing in output or logs tells of sessions, futures or tasks left behind."""
-        texts = {"output": self.printed}
-        for path in (self.home / "logs").rglob("*.log"):
-            texts[path.name] = path.read_text(encoding="utf-8", errors="replace")
-        # Hermes writes down where a signal found it.
-        texts.pop("tui_gateway_crash.log", None)
-        for name, text in texts.items():
-            found = self.noise.search(text)
-            assert found is None, (
-                f"{name}: …{text[max(0, found.start() - 500) : found.end() + 1500]}"
-            )
-
-    def kept(self) -> int:
-        """How many turns are on disk or were, as the outbox files tell."""
-        count = 0
-        for path in (self.home / "hindsight" / "outbox").glob("*.db"):
-            with (
-                contextlib.suppress(sqlite3.Error),
-                contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database,
-            ):
-                for table in ("turns", "documents"):
-                    count += database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-        return count
-
-
-def until(condition, what: str) -> None:
-    """Waits for something that only polling can tell."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
-class Terminal:
-    """A command of Hermes on a terminal."""
-
-    def __init__(self, host: Host, *command: str) -> None:
-        import pty
-
-        self.host = host
-        self.master, slave = pty.openpty()
-        self.process = host.start(
-            [*host.hermes, *command],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.text = ""
-
-    def read_until(self, word: str | None) -> None:
-        """Reads until the word is printed; None: until the end."""
-        end = time.monotonic() + START
-        while word is None or word not in self.text:
-            assert time.monotonic() < end, self.text[-3000:]
-            ready, _, _ = select.select([self.master], [], [], 1)
-            try:
-                data = os.read(self.master, 65536) if ready else None
-            except OSError:  # the other side has closed it
-                data = b""
-            if data == b"":
-                assert word is None, self.text[-3000:]
-                return
-            if data is None:
-                continue
-            if b"\x1b[6n" in data:  # where is the cursor?
-                os.write(self.master, b"\x1b[1;1R")
-            self.text += re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", data.decode("utf-8", "replace"))
-
-    def type(self, line: str) -> None:
-        self.text = ""
-        os.write(self.master, line.encode())
-        self.read_until(
-            line.rsplit(maxsplit=1)[-1]
-        )  # its echo; Enter in the same write would be pasted text
-        os.write(self.master, b"\r")
-
-    def end(self) -> int:
-        self.read_until(None)
-        self.host.printed += self.text
-        os.close(self.master)
-        return self.process.wait(START)
-
-
-class Chat(Terminal):
-    """Hermes' interactive command line."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host, "chat")
-        self.read_until(PROMPT)
+pytestmark = marks
 
 
 @pytest.fixture
@@ -511,14 +319,3 @@ def test_the_base_class(host):
         "missing = [n for n in dir(Base) if not n.startswith('_') and n not in Ours.__dict__];"
         "assert not missing, missing",
     )
-
-
-def settle(host, hindsight, expected) -> None:
-    """Each turn is stored once: now, or after the next start; and all was silent."""
-    if hindsight.said() != expected:
-        assert hindsight.said() == []
-        host.run(host.hermes, "-z", "next-start")
-        expected = sorted([*expected, "next-start"])
-    hindsight.wait_for_turns(len(expected))
-    assert sorted(hindsight.said()) == expected
-    host.check_silence()
