@@ -30,7 +30,7 @@ class Hold:
     Attributes:
         chars: Characters (of the messages' JSON) that make a document; 0 sends
             each turn at once.
-        turns: Turns that it has at least, unless the hold ends.
+        turns: Above 1: so many turns make a document, whatever their length.
         idle: Seconds without a new turn after which the hold ends; 0 at once.
     """
 
@@ -92,6 +92,10 @@ def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -
     """
     if turns and hold.at_once:
         return 1
+    if hold.turns > 1:  # the user chose the size
+        if len(turns) >= hold.turns:
+            return hold.turns
+        return len(turns) if ended else 0
     limit = 3 * max(hold.chars, CHUNK)
     made = _Chunks()
     best, best_fill, before = 0, 0.0, 0.0
@@ -99,8 +103,8 @@ def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -
         made.add(sizes)
         if best and made.chars > limit:
             break
-        if made.chars >= hold.chars and count >= hold.turns:
-            if not best and count > max(hold.turns, 1):
+        if made.chars >= hold.chars:
+            if not best and count > 1:
                 best, best_fill = count - 1, before
             if made.fill >= best_fill:
                 best, best_fill = count, made.fill

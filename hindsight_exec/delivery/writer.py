@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Counters", "RetainWriter"]
 
+#: Seconds: 46 days, as long as threads can wait everywhere.
+_NEVER = 4_000_000.0
+
 
 class RetainWriter:
     """Takes turns, keeps them on disk, and has them delivered exactly once.
@@ -56,11 +59,12 @@ class RetainWriter:
         self.settings = settings
         self.folder = Path(state or state_folder(os.environ)).absolute()
         self.on_trouble = on_trouble
-        self._hold = Hold(
-            chars=settings.retain_document_chars,
-            turns=settings.retain_every_n_turns,
-            idle=settings.retain_idle_seconds,
-        )
+        if settings.retain_every_n_turns > 1:
+            self._hold = Hold(chars=0, turns=settings.retain_every_n_turns, idle=_NEVER)
+        else:
+            self._hold = Hold(
+                chars=settings.retain_document_chars, idle=settings.retain_idle_seconds
+            )
         self._sources: set[Source] = set()  # guarded by the engine's lock
         self._closed = False
         self._engine = join(self)

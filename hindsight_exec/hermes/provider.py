@@ -20,8 +20,9 @@ from .compat import DeliveryQueue
 from .connection import Connection
 from .identity import Identity
 from .memories import Recalled, framed
-from .recall import LONGEST_WAIT, Recall
+from .recall import Recall
 from .retention import Retention
+from .scrub import scrub, text_of
 from .sessions import ForkSafeLock, Sessions
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:
                 connection = Connection(settings)
-                parts = _Parts(connection, Recall(connection), None)
+                parts = _Parts(connection, Recall(connection, self._notify), None)
             if not self._read_only and parts.retention is None:
                 state = setup.state_of(self._home)
                 parts = parts._replace(
@@ -146,7 +147,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if not self._read_only:
             parts.connection.apply_missions(self._bank)
         if settings.memory_mode != "tools" or settings.auto_retain:
-            parts.connection.check(0)  # known by the time of the first recall
+            parts.connection.check(0)  # wakes an embedded server before the first recall
 
     def initialize_for_inspection(self, session_id: str, **kwargs: Any) -> None:
         """Learn whom to serve; start nothing."""
@@ -216,13 +217,12 @@ class HindsightMemoryProvider(host.MemoryProvider):
         self._recalled = Recalled()
         scope, parts = self._sessions.scope(session_id), self._parts
         if scope is not None and parts is not None and self._recalls:
-            wait = None
             if self._settings.recall_sync:
-                wait = min(LONGEST_WAIT, self._settings.timeout)
                 parts.recall.start(scope, query)
-            recalled = parts.recall.take(scope, wait)
-            if self._settings.recall_sync:
+                recalled = parts.recall.take(scope, self._settings.timeout)
                 parts.recall.forget()
+            else:
+                recalled = parts.recall.take(scope, self._settings.recall_wait_seconds)
             if self._sessions.scope() == scope:
                 self._recalled = recalled
         return framed(self._recalled, self._settings)
@@ -261,9 +261,13 @@ class HindsightMemoryProvider(host.MemoryProvider):
             turn_author: Who wrote the user's side, where several people share a chat.
         """
         parts = self._parts
-        if parts is not None and parts.retention is not None:
-            identity = self._sessions.identity_of(session_id).written_by(turn_author)
-            parts.retention.keep_turn(identity, user_content, assistant_content, messages)
+        if parts is None:
+            return
+        identity = self._sessions.identity_of(session_id).written_by(turn_author)
+        user, assistant = scrub(text_of(user_content)), scrub(text_of(assistant_content))
+        parts.recall.note_exchange(identity, user, assistant)
+        if parts.retention is not None:
+            parts.retention.keep_turn(identity, user, assistant, messages)
 
     def on_pre_compress(self, messages: Any, *, require_checkpoint: bool = False) -> str:
         """Confirm that all messages are on disk, if Hermes asks for that; adds no text.

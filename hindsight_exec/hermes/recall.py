@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Awaitable, Callable, NamedTuple
 
 from hindsight_exec.errors import HindsightExecError
 
+from .compat import weakly
 from .memories import Recalled, query_of, recall
 from .sessions import ForkSafeLock, Scope
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
 
     from .connection import Connection
+    from .identity import Identity
 
 __all__ = ["LONGEST_WAIT", "Recall"]
 
@@ -23,7 +25,6 @@ logger = logging.getLogger("hindsight_exec")
 
 # Below the 8 s that Hermes 0.19 gives a prefetch before it warns and skips the next ones.
 LONGEST_WAIT = 7.0
-USUAL_WAIT = 3.0
 
 
 class _Running(NamedTuple):
@@ -42,12 +43,19 @@ class Recall:
     another scope is never returned.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, notify: Callable[[str], None]) -> None:
         self._connection = connection
+        self._notify = weakly(notify)
+        self._before: tuple[Identity | None, tuple[str, str]] = (None, ("", ""))
+        self._trouble = ""  # why recalls fail, as long as they do
         self._lock = ForkSafeLock()
         # Guarded by the lock:
         self._running: _Running | None = None
         self._closed = False
+
+    def note_exchange(self, identity: Identity, user: str, assistant: str) -> None:
+        """Remember what was said last: it completes a next message that names no topic."""
+        self._before = (identity, (user, assistant))
 
     def start(
         self,
@@ -57,7 +65,8 @@ class Recall:
     ) -> None:
         """Start to recall for ``message``, once ``after`` is done; drop what ran before."""
         settings = self._connection.settings
-        query = query_of(settings, message)
+        identity, before = self._before
+        query = query_of(settings, message, before if identity == scope.identity else ("", ""))
         if not query:
             return
 
@@ -86,23 +95,37 @@ class Recall:
         running = self._running
         return running is not None and running.scope == scope
 
-    def take(self, scope: Scope, wait: float | None = None) -> Recalled:
+    def take(self, scope: Scope, wait: float) -> Recalled:
         """What was recalled for the scope, once; wait at most ``wait`` seconds for it."""
         running = self._running
         if running is None or running.scope != scope:
             return Recalled()
         try:
-            recalled = running.future.result(USUAL_WAIT if wait is None else wait)
+            recalled = running.future.result(min(wait, LONGEST_WAIT))
         except concurrent.futures.TimeoutError:
             return Recalled()  # the next turn may still take it
-        except (Exception, concurrent.futures.CancelledError) as error:
-            logger.debug("recall failed: %s", error)
+        except concurrent.futures.CancelledError:
             recalled = Recalled()
+        except Exception as error:
+            recalled = Recalled(failed=True)
+            self._report(str(error) or type(error).__name__)
+        else:
+            self._report("")
         with self._lock:
             if self._running is not running:
                 return Recalled()
             self._running = None
         return recalled
+
+    def _report(self, trouble: str) -> None:
+        """Tell log and user when recalls begin to fail, and when they work again."""
+        before, self._trouble = self._trouble, trouble
+        if trouble and not before:
+            logger.warning("memories cannot be recalled: %s", trouble)
+            self._notify(f"Hindsight: memories cannot be recalled: {trouble}")
+        elif before and not trouble:
+            logger.info("memories are recalled again")
+            self._notify("Hindsight: memories are recalled again")
 
     def forget(self) -> None:
         """Drop what was recalled so far."""

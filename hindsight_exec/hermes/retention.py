@@ -89,17 +89,18 @@ class Retention:
         self._sessions = sessions
         self._notify = weakly(notify)
         self._ledger = Ledger()
+        self._stuck = False
         self.writer = RetainWriter(settings, state=state, on_trouble=self._notify)
 
-    def keep_turn(self, identity: Identity, user: Any, assistant: Any, messages: Any) -> None:
+    def keep_turn(self, identity: Identity, user: str, assistant: str, messages: Any) -> None:
         """Have a turn on disk when this returns, unless nobody said anything in it."""
         settings, session = self._settings, identity.session
-        sides = {"user": scrub(text_of(user)), "assistant": scrub(text_of(assistant))}
-        if not settings.auto_retain or not sides["user"]:
+        if not settings.auto_retain or not user:
             return
+        sides = (("user", user), ("assistant", assistant))
         new = [
             (role, text)
-            for role, text in sides.items()
+            for role, text in sides
             if text and not self._ledger.take_ahead(session, role, text)
         ]
         try:
@@ -109,7 +110,7 @@ class Retention:
             self._notify(f"Hindsight: this turn could not be kept: {error}")
             return
         if on_disk:
-            self._ledger.add(session, sides.items())
+            self._ledger.add(session, sides)
         if session != self._sessions.current.session:
             self.end(identity)  # the switch came first, and could not send this turn
         if settings.retain_indicator and host.SHOWS_INDICATORS:
@@ -162,14 +163,39 @@ class Retention:
             note.content, context=note.context, timestamp=note.occurred_at, **about
         )
 
+    def wait_for_note(self, timeout: float) -> None:
+        """Wait until the server has processed what was kept in this session.
+
+        Raises:
+            HindsightExecError: It has not, and why, as far as that is known.
+        """
+        dead = self.writer.counters().own_dead
+        session = self._sessions.current.session
+        done = self.writer.flush(timeout, session=session, completed=True)
+        if self.writer.counters().own_dead > dead:
+            raise HindsightExecError(
+                "the server refused it; run 'hindsight-exec dead list' to see why"
+            )
+        if self.writer.paused:
+            raise HindsightExecError("it is saved on disk, but the server refuses the API key")
+        if not done:
+            raise HindsightExecError(
+                f"it is saved on disk, but the server has not processed it within {timeout:g} s;"
+                " it will be sent again"
+            )
+
     def end(self, identity: Identity) -> None:
         """Send what is held of a session."""
         self.writer.end_session(identity.session)
 
     async def until_processed(self) -> None:
-        """Wait, bounded, until the server has processed the turns of the current session."""
+        """Wait, bounded, until the server has processed the turns of the current session.
+
+        An operation that is stuck is waited for once: until it has ended, only
+        a look is taken whether it has.
+        """
         session = self._sessions.current.session
-        timeout = self._settings.prefetch_retain_drain_timeout
+        timeout = 0.0 if self._stuck else self._settings.prefetch_retain_drain_timeout
         done: concurrent.futures.Future[bool] = concurrent.futures.Future()
 
         def wait() -> None:
@@ -180,7 +206,7 @@ class Retention:
 
         # `flush` blocks, and the loop serves all chats: a thread for those who asked to wait.
         threading.Thread(target=wait, name="hindsight-wait", daemon=True).start()
-        await asyncio.wrap_future(done)
+        self._stuck = not await asyncio.wrap_future(done)
 
     def _about(self, who: Identity) -> dict[str, Any]:
         """What the writer is told of something besides its content."""

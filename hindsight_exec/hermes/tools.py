@@ -31,6 +31,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+_LONGEST_WAIT = 60.0  # seconds that a tool waits for the server to process a note
+
 RETAIN = "hindsight_retain"
 RECALL = "hindsight_recall"
 REFLECT = "hindsight_reflect"
@@ -115,6 +117,9 @@ def call(
             if retention is None:
                 return error(f"{name} failed: memory is read-only here")
             retention.keep_note(note)
+            if not settings.retain_async:
+                retention.wait_for_note(min(settings.timeout, _LONGEST_WAIT))
+                return json.dumps({"result": "It is stored."})
             text = "It is kept, and will be stored even if this process ends."
             return json.dumps({"result": text, "queued": True})
         if name == RECALL:

@@ -105,6 +105,12 @@ class Settings:
     recall_tags: Tuple[str, ...] = _key((), "list", "Recall only what has these tags.", strict=True, group="Recall")
     recall_tags_match: str = _key("any", "choice", "How recall_tags match; the strict ones leave out memories without tags.",
         choices=("any", "all", "any_strict", "all_strict", "exact"), narrow="all_strict", group="Recall")
+    recall_wait_seconds: float = _key(3.0, "number", "Seconds that a turn waits for its memories; at most 7, as Hermes does not wait longer.",
+        minimum=0, group="Recall")
+    recall_min_score: float = _key(0.0, "number", "Leave out memories that the server scores lower, from 0 to 1.", minimum=0, group="Recall")
+    recall_max_results: int = _key(0, "int", "Memories recalled at most; 0 means all.", minimum=0, group="Recall")
+    recall_max_chars: int = _key(20_000, "int", "Characters of recalled memories put into the context at most, cut between"
+        " memories; 0 means all.", minimum=0, group="Recall")
     recall_prompt_preamble: str = _key("", "text", "Words above the recalled memories, instead of ours.", group="Recall")
     recall_indicator: bool = _key(True, "bool", "Show when memories were recalled.", group="Recall")
     prefetch_waits_for_retain: bool = _key(False, "bool", "Recall only after the turns given so far were processed by the server.",
@@ -113,8 +119,9 @@ class Settings:
 
     auto_retain: bool = _key(True, "bool", "Retain each turn.", narrow=False, group="Retain")
     retain_async: bool = _key(True, "bool", "A turn counts as delivered once the server has accepted it; false: once it"
-        " has processed it.", group="Retain")
-    retain_every_n_turns: int = _key(1, "int", "Send after every so many turns.", minimum=1, group="Retain")
+        " has processed it, and the tool hindsight_retain waits for that.", group="Retain")
+    retain_every_n_turns: int = _key(1, "int", "Above 1: so many turns of a session make a document, whatever their length; the rest goes"
+        " when the session ends. retain_document_chars and retain_idle_seconds then do not count.", minimum=1, group="Retain")
     retain_document_chars: int = _key(3000, "int", "Characters of a session that make a document, and go together.",
         minimum=1, group="Retain")
     retain_idle_seconds: float = _key(60.0, "number", "Seconds without a turn after which a document goes as it is; 0 sends each"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
@@ -200,6 +201,14 @@ class Hindsight:
             if request.path.endswith(ending):
                 return web.json_response(body, status=status)
         return await handler(request)
+
+
+def until(condition: Any, what: str = "it never happened") -> None:
+    """Waits for something that only polling can tell."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
 
 
 def configure(home: Path, **values: Any) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.hermes import provider as provider_module
-from hindsight_exec.hermes import recall
 from hindsight_exec.hermes.connection import Connection
 
 LENGTH = 5
@@ -121,8 +120,8 @@ def host(make, monkeypatch):
     monkeypatch.setattr(RetainWriter, "put", put)
     monkeypatch.setattr(RetainWriter, "end_session", lambda self, session: None)
     monkeypatch.setattr(provider_module, "Connection", ScriptedConnection)
-    monkeypatch.setattr(recall, "USUAL_WAIT", 0)
-    return Host(make("start", bank_id_template="of-{session}"), kept)
+    provider = make("start", bank_id_template="of-{session}", recall_wait_seconds=0)
+    return Host(provider, kept)
 
 
 @pytest.mark.parametrize("length", range(1, LENGTH + 1))

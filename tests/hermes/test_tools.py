@@ -76,6 +76,25 @@ def test_retaining_with_the_server_down(make, hindsight, home):
     assert [item["content"] for item in hindsight.items()] == ["kept"]
 
 
+def test_retaining_and_waiting_for_it(make, hindsight):
+    """With retain_async off the tool waits until the server has processed the note."""
+    provider = make(retain_async=False)
+    assert call(provider, "hindsight_retain", content="kept") == {"result": "It is stored."}
+    assert [item["content"] for item in hindsight.items()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    "status, says", [(422, "dead list"), (401, "API key"), (503, "has not processed it")]
+)
+def test_retaining_and_waiting_in_vain(make, hindsight, status, says):
+    """With retain_async off the tool tells of errors; what is not refused is saved."""
+    hindsight.answer("/memories", status, {"detail": "no"})
+    provider = make(retain_async=False, timeout=1)
+    error = call(provider, "hindsight_retain", content="kept")["error"]
+    assert says in error
+    assert ("saved on disk" in error) == (status != 422)
+
+
 def test_recalling(make, hindsight):
     """A recall numbers what it finds; the model reads that as data."""
     hindsight.answer("/recall", *found("a</memory-context>", "b\nc"))

@@ -211,16 +211,18 @@ def test_no_shutdown_at_all(run, hindsight, home, ending):
     assert "cannot schedule" not in ended.err
 
 
-def test_every_third_turn(make, hindsight):
-    """Five turns at retain_every_n_turns = 3 are five turns, the last two at the end."""
-    provider = make(retain_every_n_turns=3, retain_document_chars=1000)
-    said = [f"turn {number} " + "x" * 700 for number in range(5)]
+@pytest.mark.parametrize("length", [1, 700, 5000])
+def test_every_third_turn(make, hindsight, length):
+    """With retain_every_n_turns = 3 a document has three turns, whatever their length and
+    however long they are apart; the rest goes at the end."""
+    provider = make(retain_every_n_turns=3, retain_idle_seconds=0)
+    said = [f"turn {number} " + "x" * length for number in range(8)]
     for text in said:
         provider.sync_turn(text, "ok")
-    hindsight.wait_for("/memories")
+    hindsight.wait_for_turns(6)
     provider.shutdown()
     assert hindsight.said() == said
-    assert [len(document.messages) for document in hindsight.documents()] == [6, 4]
+    assert [len(document.messages) for document in hindsight.documents()] == [6, 6, 4]
 
 
 def test_a_provider_built_again_and_again(make, hindsight):
