@@ -7,7 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Awaitable, Callable, NamedTuple
 
-from hindsight_exec.errors import HindsightExecError
+from hindsight_exec.errors import HindsightExecError, Starting
 
 from .compat import weakly
 from .memories import Recalled, query_of, recall
@@ -104,8 +104,8 @@ class Recall:
             recalled = running.future.result(min(wait, LONGEST_WAIT))
         except concurrent.futures.TimeoutError:
             return Recalled()  # the next turn may still take it
-        except concurrent.futures.CancelledError:
-            recalled = Recalled()
+        except (concurrent.futures.CancelledError, Starting):
+            recalled = Recalled()  # that an embedded server starts is no trouble
         except Exception as error:
             recalled = Recalled(failed=True)
             self._report(str(error) or type(error).__name__)
