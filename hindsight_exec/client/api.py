@@ -18,7 +18,7 @@ from hindsight_exec.errors import ConfigError
 
 from .request import Request
 from .session import Server
-from .urls import is_loopback, normalise_url
+from .urls import bank_problem, is_loopback, normalise_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -316,12 +316,8 @@ def _quoted(what: str, value: object) -> str:
 
 def _bank(bank: str) -> str:
     quoted = _quoted("the bank id", bank)
-    if "/" in bank:
-        raise ConfigError(f"the bank id {bank!r} holds a '/'; choose one without")
-    if (size := len(bank.encode())) > 192:
-        raise ConfigError(
-            f"the bank id {bank!r:.60} has {size} bytes in UTF-8; choose one of at most 192"
-        )
+    if problem := bank_problem(bank):
+        raise ConfigError(f"the bank id {bank!r:.60} {problem}")
     return _BANKS + quoted
 
 

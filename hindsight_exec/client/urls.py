@@ -9,13 +9,22 @@ from urllib.parse import quote, urlsplit
 
 from hindsight_exec.errors import ConfigError
 
-__all__ = ["CLOUD_URL", "EMBEDDED_URL", "LOCAL_URL", "is_loopback", "normalise_url"]
+__all__ = [
+    "CLOUD_URL",
+    "EMBEDDED_URL",
+    "LOCAL_URL",
+    "MAX_BANK_BYTES",
+    "bank_problem",
+    "is_loopback",
+    "normalise_url",
+]
 
 CLOUD_URL = "https://api.hindsight.vectorize.io"
 LOCAL_URL = "http://localhost:8888"
 # Stands for Hindsight's own daemon, whatever its port, in front of the profile's name. No host
 # name ends in .invalid (RFC 2606): code that does not know this prefix reaches nobody.
 EMBEDDED_URL = "http://hindsight-embed.invalid/"
+MAX_BANK_BYTES = 192  # of a bank's id, in UTF-8 (Hindsight 1.1.0)
 
 _LOOPBACK_NAME = re.compile(r"(?:.+\.)?localhost\.?")
 
@@ -64,6 +73,21 @@ def normalise_url(url: str) -> str:
         port = None
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}"
+
+
+def bank_problem(bank: str) -> str:
+    """Return why no URL can carry a bank's id, in words; "" if one can (Hindsight 1.1.0)."""
+    if not bank.strip():
+        return "must not be empty"
+    if "/" in bank:
+        return "must not hold a '/'"
+    try:
+        size = len(bank.encode())
+    except UnicodeEncodeError:
+        return "must not hold a lone surrogate"
+    if size > MAX_BANK_BYTES:
+        return f"must have at most {MAX_BANK_BYTES} bytes in UTF-8, not {size}"
+    return ""
 
 
 def is_loopback(url: str) -> bool:

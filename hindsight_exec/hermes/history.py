@@ -99,7 +99,9 @@ def _past_session(
         for turn in (_scrubbed(one) for one in paired(enumerate(messages, 1), _ignore))
         if turn.user and not is_synthetic(turn.user)
     )
-    told = {name: session.get(name) for name in ("user_id", "chat_id", "chat_type", "thread_id")}
+    told = {
+        name: session.get(name) for name in ("user_id", "chat_id", "chat_type", "thread_id", "cwd")
+    }
     told.update(
         platform=session["source"],
         parent_session_id=session.get("parent_session_id"),

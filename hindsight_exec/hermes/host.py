@@ -71,6 +71,20 @@ def hermes_home() -> Path:
     return Path(get()) if get else default_hermes_home(os.environ)
 
 
+def working_folder(told: Mapping[str, Any]) -> str:
+    """The folder that a session on a terminal works in; "" for other sessions.
+
+    A host before 0.22 does not say at initialize(). A gateway's own folder is no session's.
+    """
+    if told.get("platform") not in (None, "", "cli", "tui"):
+        return ""
+    named = os.environ.get("TERMINAL_CWD", "")
+    try:
+        return named if Path(named).is_absolute() else str(Path.cwd())
+    except OSError:  # it was removed
+        return ""
+
+
 def environment() -> Mapping[str, str]:
     """The variables that count in this context.
 

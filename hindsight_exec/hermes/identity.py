@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
+
+from hindsight_exec.settings.banks import repository_name
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
-
-logger = logging.getLogger("hindsight_exec")
 
 # What Hermes passes to initialize() and the bundled provider stores as metadata.
 _NOTED = (
@@ -38,6 +37,8 @@ class Identity:
     facts: tuple[tuple[str, str], ...] = ()
     workspace: str = ""
     author: tuple[tuple[str, str], ...] = ()
+    folder: str = ""
+    """That the session works in; "" if there is none."""
 
     @classmethod
     def of(cls, session: Any, told: Mapping[str, Any]) -> Identity:
@@ -48,6 +49,7 @@ class Identity:
             _word(told.get("parent_session_id")),
             tuple((name, value) for name, value in facts.items() if value),
             _word(told.get("agent_workspace")),
+            folder=_word(told.get("cwd")),
         )
 
     def moved(self, session: Any, parent: Any = "") -> Identity:
@@ -71,28 +73,21 @@ class Identity:
         return {name: value for name, value in merged.items() if value}
 
     def bank(self, settings: Settings) -> str:
-        """The bank: the template's, or ``bank_id`` where it is unset or comes out empty."""
-        template = settings.bank_id_template
-        if not template:
-            return settings.bank_id
+        """The bank: the user's own, the template's, or ``bank_id``."""
         facts = self.known
-        places = {
-            "profile": facts.get("agent_identity", ""),
-            "workspace": self.workspace,
-            "platform": facts.get("platform", ""),
-            "user": facts.get("user_id", ""),
-            "session": self.session,
-        }
-        unknown = set(re.findall(r"{([^{}]*)}", template)) - set(places)
-        if unknown or "{" in (rest := re.sub(r"{[^{}]*}", "", template)) or "}" in rest:
-            _warn_template(template, settings.bank_id)
-            return settings.bank_id
-        text = re.sub(r"{([^{}]*)}", lambda found: _segment(places[found[1]]), template)
-        # Empty placeholders leave no doubled or dangling separators behind.
-        text = re.sub(r"-{2,}", "-", re.sub(r"_{2,}", "_", text)).strip("-_")
-        # The server takes at most 192 bytes and no slash (Hindsight 1.1.0).
-        text = text.replace("/", "-").encode("utf-8", "replace")[:192].decode("utf-8", "ignore")
-        return text or settings.bank_id
+        return settings.bank_for(
+            {
+                "profile": facts.get("agent_identity", ""),
+                "workspace": self.workspace,
+                "platform": facts.get("platform", ""),
+                "user": facts.get("user_id", ""),
+                "chat": facts.get("chat_id", ""),
+                "thread": facts.get("thread_id", ""),
+                "session": self.session,
+                "project": Path(self.folder).name,
+                "git_project": repository_name(self.folder) if self.folder else "",
+            }
+        )
 
     def tags(self, settings: Settings) -> tuple[str, ...]:
         """The configured tags, then the session, its parent, and the author in a shared chat."""
@@ -111,25 +106,5 @@ class Identity:
         return noted
 
 
-_warned: set[str] = set()
-
-
-def _warn_template(template: str, bank: str) -> None:
-    if template not in _warned:
-        _warned.add(template)
-        known = "{profile}, {workspace}, {platform}, {user}, {session}"
-        logger.warning(
-            "bank_id_template is %r, but its only placeholders are %s; using bank_id %r",
-            template,
-            known,
-            bank,
-        )
-
-
 def _word(value: Any) -> str:
     return str(value).strip() if value is not None else ""
-
-
-def _segment(value: str) -> str:
-    """A placeholder's value, fit for a URL: other characters become single dashes."""
-    return re.sub(r"[^\w-]+", "-", value).strip("-_")

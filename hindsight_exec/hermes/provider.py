@@ -156,7 +156,9 @@ class HindsightMemoryProvider(host.MemoryProvider):
         self._home, self._loaded = home, host.settings_of(home)
         self._status = status if callable(status) else None
         self._read_only = (kwargs.get("agent_context") or "primary") != "primary"
-        self._sessions.begin(Identity.of(session_id, kwargs))
+        self._sessions.begin(
+            Identity.of(session_id, {"cwd": host.working_folder(kwargs), **kwargs})
+        )
 
     def system_prompt_block(self) -> str:
         if self._parts is None:

@@ -19,6 +19,7 @@ from hindsight_exec.client.urls import CLOUD_URL
 from hindsight_exec.errors import ConfigError
 
 from . import keyring, reading
+from .banks import expand
 from .values import PARSERS, WrongValue, brief
 
 __all__ = ["Settings", "configurable"]
@@ -83,8 +84,12 @@ class Settings:
 
     bank_id: str = _key("hermes", "bank", "Name of the memory bank.", env="HINDSIGHT_BANK_ID", strict=True,
         aliases=("bankId",), group="Bank")
-    bank_id_template: str = _key("", "text", "Template of the bank's name, over {profile}, {workspace}, {platform}, {user}"
-        " and {session}; bank_id where it comes out empty.", strict=True, group="Bank")
+    bank_id_template: str = _key("", "template", "Template of the bank's name, as for Python's str.format, over"
+        " {profile}, {workspace}, {platform}, {user}, {chat}, {thread}, {session}, {project} (the folder that the"
+        " session works in) and {git_project} (its git repository); bank_id where it comes out empty.",
+        strict=True, group="Bank")
+    bank_id_by_user: Tuple[Tuple[str, str], ...] = _key((), "banks", "Banks of single users, by user id or by"
+        " platform:user id; they go before the template.", strict=True, group="Bank")
     bank_mission: str = _key("", "text", "Mission that frames how the bank reflects.", group="Bank")
     bank_retain_mission: str = _key("", "text", "Mission that steers what is extracted from what is retained.", group="Bank")
 
@@ -164,6 +169,16 @@ class Settings:
     """Whether a server was named at all: by mode, URL or key."""
     unusable: str = field(default="", compare=False)
     """Why no server may be talked to; "" when all is well."""
+
+    def bank_for(self, fields: Mapping[str, str]) -> str:
+        """Return the bank of a session.
+
+        Args:
+            fields: What a template may name; see `banks.FIELDS`.
+        """
+        by_user, user = dict(self.bank_id_by_user), fields["user"]
+        named = by_user.get(f"{fields['platform']}:{user}") or by_user.get(user) if user else None
+        return named or expand(self.bank_id_template, fields) or self.bank_id
 
     def __post_init__(self) -> None:
         if self.unusable:

@@ -8,7 +8,9 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 
-from hindsight_exec.client.urls import normalise_url
+from hindsight_exec.client.urls import MAX_BANK_BYTES, bank_problem, normalise_url
+
+from .banks import FIELDS, check_template, usable_bank
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -36,11 +38,35 @@ def _label(value: Any, item: Field[Any]) -> str:
 
 def _bank(value: Any, item: Field[Any]) -> str:
     bank = _text(value, item).strip()
-    # The server takes at most 192 bytes and no slash (Hindsight 1.1.0).
-    usable = bank.replace("/", "-").encode("utf-8", "replace")[:192].decode("utf-8", "ignore")
-    if usable != bank or not bank:
-        raise WrongValue('text of at most 192 bytes without "/"', usable or item.default)
+    if bank_problem(bank):
+        raise WrongValue(
+            f"text of at most {MAX_BANK_BYTES} bytes without '/'", usable_bank(bank) or None
+        )
     return bank
+
+
+def _template(value: Any, item: Field[Any]) -> str:
+    template = _text(value, item)
+    try:
+        check_template(template)
+    except ValueError as error:
+        fields = ", ".join(f"{{{name}}}" for name in FIELDS)
+        raise WrongValue(
+            f"a template over {fields} ({error}); without one, bank_id counts", ""
+        ) from None
+    return template
+
+
+def _banks(value: Any, item: Field[Any]) -> Tuple[Tuple[str, str], ...]:
+    table = _literal(value) if isinstance(value, str) and value.strip() else value or {}
+    if isinstance(table, tuple):
+        table = dict(table)
+    if not isinstance(table, dict):
+        raise WrongValue("an object of banks by user")
+    try:
+        return tuple((str(user), _bank(bank, item)) for user, bank in table.items())
+    except WrongValue as wrong:
+        raise WrongValue(f"an object of banks by user, each {wrong}") from None
 
 
 def _profile(value: Any, item: Field[Any]) -> str:
@@ -151,6 +177,8 @@ PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "url": _url,
     "label": _label,
     "bank": _bank,
+    "template": _template,
+    "banks": _banks,
     "profile": _profile,
     "secret": _secret,
     "choice": _choice,

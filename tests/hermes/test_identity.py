@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hindsight_exec import Settings
-from hindsight_exec.hermes import identity
+from hindsight_exec.hermes import host
 from hindsight_exec.hermes.identity import Identity
 
 TOLD = {
@@ -48,18 +48,23 @@ def test_empty_places(template, bank):
     assert Identity.of("s1", {}).bank(Settings(bank_id="mine", bank_id_template=template)) == bank
 
 
-@pytest.mark.parametrize(
-    "template", ["{nobody}", "{user.__class__}", "{0}", "{", "}", "{{user}}", "{user!r}"]
-)
-def test_wrong_templates(template, caplog, monkeypatch):
-    """A template with other places is one warning, and bank_id is used instead."""
-    monkeypatch.setattr(identity, "_warned", set())
-    settings = Settings(bank_id="mine", bank_id_template=template)
-    for _ in range(3):
-        assert Identity.of("s1", TOLD).bank(settings) == "mine"
-    (record,) = caplog.records
-    assert repr(template) in record.getMessage()
-    assert "'mine'" in record.getMessage()
+def test_where_a_session_works(tmp_path):
+    """The folder that a host names is the project of the session."""
+    folder = tmp_path / "my tool"
+    folder.mkdir()
+    settings = Settings(bank_id_template="{project}_{git_project}")
+    assert Identity.of("s", {"cwd": str(folder)}).bank(settings) == "my-tool_my-tool"
+    assert Identity.of("s", {}).bank(settings) == "hermes"
+
+
+@pytest.mark.parametrize("platform, known", [("cli", True), (None, True), ("telegram", False)])
+def test_where_a_terminal_is(tmp_path, monkeypatch, platform, known):
+    """A host that names no folder has its own, if the session is on its terminal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TERMINAL_CWD", raising=False)
+    assert host.working_folder({"platform": platform}) == (str(tmp_path) if known else "")
+    monkeypatch.setenv("TERMINAL_CWD", "/elsewhere")
+    assert host.working_folder({"platform": platform}) == ("/elsewhere" if known else "")
 
 
 def test_what_hermes_tells_may_be_anything():
