@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hindsight_exec.conversation.times import parse_local
@@ -127,6 +128,17 @@ def number(
         return value
 
     return read
+
+
+def text(value: str) -> str:
+    """Text that is not empty. A script's unset variable must not mean "all", or the default."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
+def folder(value: str) -> Path:
+    return Path(text(value))
 
 
 def date(text: str) -> float:

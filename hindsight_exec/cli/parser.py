@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, number, shared
+from .arguments import Parser, add_command, date, folder, number, shared, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +34,7 @@ _JSON = ("--json", {"action": "store_true", "help": "print JSON"})
 _STATE = (
     "--state",
     {
-        "type": Path,
+        "type": folder,
         "metavar": "DIR",
         "help": "state directory (default: HINDSIGHT_EXEC_STATE, else the user's and Hermes' own)",
     },
@@ -63,7 +62,7 @@ def make_parser(argv: Sequence[str]) -> Parser:
     json, state = shared(_JSON), shared(_STATE)
     patience = shared(_timeout("give up after SECONDS without progress; the rest stays on disk"))
     server = shared(
-        ("--url", {"help": "server to use (default: the configured one)"}),
+        ("--url", {"type": text, "help": "server to use (default: the configured one)"}),
         (
             "--api-key",
             {
@@ -72,7 +71,7 @@ def make_parser(argv: Sequence[str]) -> Parser:
                 " HINDSIGHT_API_KEY",
             },
         ),
-        ("--bank", {"metavar": "BANK", "help": "memory bank"}),
+        ("--bank", {"type": text, "metavar": "BANK", "help": "memory bank"}),
     )
     _add_demo(commands, json)
     _add_retain(commands, [server, state, json, patience])
@@ -146,7 +145,9 @@ def _add_retain(commands: Commands, parents: list[Parser]) -> None:
         examples=["retain talk.jsonl --bank notes", "retain - --session call-7 < talk.jsonl"],
     )
     retain.add_argument("file", metavar="FILE", help="transcript; - reads standard input")
-    retain.add_argument("--session", metavar="ID", help="session (default: the file's name)")
+    retain.add_argument(
+        "--session", type=text, metavar="ID", help="session (default: the file's name)"
+    )
     retain.add_argument("--context", metavar="TEXT", help="tell the server what the content is")
 
 
@@ -172,7 +173,7 @@ def _add_serve(commands: Commands) -> None:
         help="port (default 8888); 0 takes a free one",
     )
     place = serve.add_mutually_exclusive_group()
-    place.add_argument("--data", type=Path, metavar="DIR", help="data directory")
+    place.add_argument("--data", type=folder, metavar="DIR", help="data directory")
     place.add_argument("--memory", action="store_true", help="keep the data in memory only")
     serve.add_argument("--api-key", metavar="KEY", help="require this key in every request")
     serve.add_argument(
@@ -200,9 +201,15 @@ def _add_import(commands: Commands, parents: list[Parser]) -> None:
         " resumes where it stopped. Shows its plan first, and asks.",
         examples=["import hermes --dry-run", "import hermes --since 2026-01-01 --yes"],
     )
-    hermes.add_argument("--home", metavar="DIR", help="Hermes' folder (default: HERMES_HOME)")
     hermes.add_argument(
-        "--session", metavar="ID", action="append", help="import this session; may be repeated"
+        "--home", type=text, metavar="DIR", help="Hermes' folder (default: HERMES_HOME)"
+    )
+    hermes.add_argument(
+        "--session",
+        type=text,
+        metavar="ID",
+        action="append",
+        help="import this session; may be repeated",
     )
     hermes.add_argument(
         "--since", type=date, metavar="DATE", help="import sessions used since DATE (ISO 8601)"
@@ -268,7 +275,7 @@ def _add_dead_letters(commands: Commands, parents: list[Parser]) -> None:
         parents,
         examples=["outbox purge --session 20260531_101500", "outbox purge --yes"],
     )
-    purge.add_argument("--session", metavar="ID", help="only of this session")
+    purge.add_argument("--session", type=text, metavar="ID", help="only of this session")
     purge.add_argument("--yes", **_YES)  # type: ignore[arg-type]
 
     dead = commands.add_parser("dead", help="read, retry or discard dead letters").add_subparsers()

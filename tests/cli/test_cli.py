@@ -183,6 +183,13 @@ def test_help_and_version(cli: Cli) -> None:
         (["outbox", "purge"], "--yes"),
         (["dead", "retry"], "--all"),
         (["dead", "discard", "x", "--all"], "--all"),
+        (["retain", "--bank", "", "/dev/null"], "argument --bank: must not be empty"),
+        (["retain", "--session", " ", "/dev/null"], "argument --session: must not be empty"),
+        (["retain", "--url", "", "/dev/null"], "argument --url: must not be empty"),
+        (["doctor", "--bank", ""], "argument --bank: must not be empty"),
+        (["outbox", "purge", "--yes", "--session", ""], "argument --session: must not be empty"),
+        (["import", "hermes", "--session", ""], "argument --session: must not be empty"),
+        (["status", "--state", ""], "argument --state: must not be empty"),
     ],
 )
 def test_wrong_arguments(cli: Cli, args: list[str], words: str) -> None:
