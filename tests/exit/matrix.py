@@ -191,8 +191,10 @@ class Front(Proxy):
 #: What may be said on stderr, each once. A worker that still imports its HTTP client when the bound
 #: has run out is left alone.
 EXPECTED = [
-    r"\d+ turns? (is|are) saved on disk and will be sent at the next start, "
-    r"or by 'hindsight-exec flush'",
+    (
+        r"\d+ turns? (is|are) saved on disk and will be sent at the next start, "
+        r"or by 'hindsight-exec flush'"
+    ),
     r"hindsight-writer: 1 job was left undone, as the time to finish was over",
     r".* HTTP 401.*\. Turns are saved on disk and will be sent once the key is correct\.",
 ]
