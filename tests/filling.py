@@ -11,6 +11,16 @@ from hindsight_exec.outbox.store import Outbox
 
 AT = 1_760_000_000.0
 
+# A program that opens an outbox and has these helpers at hand.
+OPEN = """\
+import os, sys, threading, time
+from pathlib import Path
+from filling import batch_of, close_all, fill, source, turn
+from hindsight_exec.outbox.store import Outbox
+
+outbox = Outbox(Path(sys.argv[1]))
+"""
+
 
 def source(session: str = "s", bank: str = "b", *, url: str = "http://h", **values: Any) -> Source:
     return turns.source(url=url, credential="", bank=bank, session=session, **values)

@@ -643,7 +643,7 @@ class Outboxes(RuleBasedStateMachine):
     @precondition(lambda self: self.roomy and self.left)
     @rule(data=st.data())
     def salvage(self, data: Any) -> None:
-        """All of a file goes over to another, which sends it as if it were its own."""
+        """All of a file goes over to another, as documents."""
         old, new = self.draw(data, self.left), self.draw(data, self.roomy)
         claim = spool.adopt(old.path)
         assert claim is not None
@@ -654,7 +654,10 @@ class Outboxes(RuleBasedStateMachine):
         for one in old.documents:
             one.batch, one.dead = None, False
         new.documents += old.documents
-        new.held += old.held
+        for of, given in old.held:
+            name = turns.document_id(of.session, given.given_at, given.payload)
+            item = turns.document_item(of, name, [given])
+            new.documents.append(Document(of, name, given.given_at, [given], item))
 
     # --- what an owner does ---
 

@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Callable, Optional
 
-from hindsight_exec.errors import OutboxCorrupt, OutboxNewer, OutboxUnavailable
+from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.salvage import salvage
 from hindsight_exec.outbox.store import Outbox
@@ -134,12 +134,9 @@ class Files:
         except OutboxCorrupt as error:
             if outbox is not None:
                 outbox.close()
-            self._set_aside(claim, "damaged", error, rescue=True)
+            self._set_aside(claim, error)
             return None
-        except OutboxNewer as error:
-            self._set_aside(claim, "newer", error, rescue=False)
-            return None
-        except OutboxUnavailable as error:
+        except OutboxUnavailable as error:  # or OutboxNewer: a newer program delivers it
             self._skip.add(claim.path)
             _logger.warning("%s", error)
         if outbox is not None:
@@ -147,29 +144,31 @@ class Files:
         claim.release()
         return None
 
-    def _set_aside(
-        self, claim: spool.Claim, reason: str, error: Optional[Exception], *, rescue: bool
-    ) -> None:
+    def _set_aside(self, claim: spool.Claim, error: Optional[Exception]) -> None:
+        """Copy what is readable in a damaged file into our own, and then rename it.
+
+        In this order: if the process is killed meanwhile, the next one starts over.
+        """
+        saved = 0
         try:
-            aside = claim.set_aside(reason)
-        except OSError as failure:
+            backlog = self._own()
+            saved = salvage(claim.path, backlog.outbox)
+            backlog.take_all()
+            aside = claim.set_aside("damaged")
+        except Exception as failure:
             self._skip.add(claim.path)
             claim.release()
-            _logger.error("%s cannot be set aside: %s", claim.path, failure)
+            _logger.error(
+                "%s is damaged and stays where it is; the next start tries again: %s",
+                claim.path,
+                failure,
+            )
             return
-        saved = 0
-        if rescue:
-            try:
-                backlog = self._own()
-                saved = salvage(aside, backlog.outbox)
-                backlog.take_all()
-            except Exception as failure:
-                _logger.error("Nothing can be read of %s: %s", aside.name, failure)
         _logger.error(
             "%s was set aside as %s (%s); %s of it will be delivered",
             claim.path.name,
             aside,
-            error or reason,
+            error or "damaged",
             counted(saved),
         )
 
@@ -181,7 +180,7 @@ class Files:
             claim = self._claims.pop(backlog, None)
         if claim is not None and backlog.broken:
             backlog.outbox.close()
-            self._set_aside(claim, "damaged", None, rescue=True)
+            self._set_aside(claim, None)
         else:
             self._close(backlog, claim)
 

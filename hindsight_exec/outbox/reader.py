@@ -6,16 +6,17 @@ reads its own. :class:`.store.Outbox` adds what changes a file.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 from typing import TYPE_CHECKING, Any, Optional
 
 from hindsight_exec.conversation.turns import Destination, Source, Turn, payload_json
-from hindsight_exec.errors import OutboxCorrupt, OutboxNewer
+from hindsight_exec.errors import OutboxCorrupt, OutboxNewer, OutboxUnavailable
 
 from . import schema
+from .commits import CommittingDatabase
 from .schema import Batch, Held, Summary, source_of, turn_of
-from .sqlite import Database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,18 @@ class OutboxReader:
 
     def __init__(self, path: Optional[Path], *, synchronous: str = "FULL", readonly: bool) -> None:
         self.path = path
-        self._db = Database(path, synchronous=synchronous, readonly=readonly)
+        try:
+            self._open(synchronous, readonly=readonly, exclusive=False)
+        except (OutboxCorrupt, OutboxNewer):
+            raise
+        except OutboxUnavailable:
+            # Perhaps there is no shared memory here.
+            self._open(synchronous, readonly=readonly, exclusive=True)
+
+    def _open(self, synchronous: str, *, readonly: bool, exclusive: bool) -> None:
+        path = self.path
+        mode = "ro" if readonly else "rwc"
+        self._db = CommittingDatabase(path, synchronous=synchronous, mode=mode, exclusive=exclusive)
         try:
             with self._db.use():
                 version = self._db.pragma("user_version")
@@ -80,11 +92,16 @@ class OutboxReader:
                     readonly = False
                 if not readonly:
                     self._db.prepare(schema.steps(version), schema.VERSION)
-                self.bytes: int = self._db.first(BYTES)[0]
+                self._db.bytes = self._db.first(BYTES)[0]
                 self._file = None if path is None else (path, path.stat())
         except BaseException:
             self._db.close()
             raise
+
+    @property
+    def bytes(self) -> int:
+        """Live payload."""
+        return self._db.bytes
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -146,10 +163,10 @@ class OutboxReader:
             _BATCHES,
         )
 
-    def items(self, batch: Batch) -> list[bytes]:
+    def items(self, batch: Batch) -> list[builtins.bytes]:
         """The items of a batch, in their order, as they were first written."""
         query = "SELECT item FROM documents WHERE batch = ? ORDER BY id"
-        return self._db.rows(bytes, (bytes,), query, (batch.id,))
+        return self._db.rows(builtins.bytes, (builtins.bytes,), query, (batch.id,))
 
     def document_ids(self, batch: Batch) -> list[str]:
         """The ids of a batch's documents, in their order."""

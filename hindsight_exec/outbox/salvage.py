@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sqlite3
 from typing import TYPE_CHECKING, Any, Iterator
-from urllib.parse import quote
+
+from hindsight_exec.conversation.turns import document_id, document_item
+from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 
 from .schema import source_of, turn_of
+from .sqlite import Database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,30 +26,31 @@ _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 def salvage(path: Path, into: Outbox) -> int:
     """Copy what is still readable in a damaged file; returns how many turns.
 
-    Documents keep their ids, so that one that was sent before is not stored
-    twice. Dead letters are queued again: the server refuses them as before.
-    The caller must own ``path``.
+    Everything becomes a document whose id and bytes follow from the row alone. So
+    a process may be killed meanwhile, and the next one may start over: the server
+    stores a document once, however often it is sent. Dead letters are queued
+    again: the server refuses them as before. The caller must own ``path``, and
+    gets it out of the way when this returns, not before.
 
     Raises:
-        OutboxFull, OutboxUnavailable: ``into`` takes no more.
-        sqlite3.Error: ``path`` cannot be opened.
+        OutboxFull, OutboxUnavailable: ``into`` takes no more, or ``path`` cannot
+            be opened now. Try again later.
     """
-    saved = 0
-    target = f"file:{quote(os.fsencode(path))}?mode=rw"  # SQLite may have to replay its log
-    with contextlib.closing(sqlite3.connect(target, isolation_level=None, uri=True)) as db:
+    with contextlib.closing(Database(path, mode="rw")) as db:
+        with contextlib.suppress(OutboxCorrupt):
+            db.all("PRAGMA schema_version")  # is it there?
+        saved = 0
         sources: dict[int, Source] = {}
         for number, header in _readable(db, "sources", "header"):
             with contextlib.suppress(*_DAMAGED):
                 sources[number] = source_of(header)
-        for _, source, document_id, item, given_at, turns in _readable(
+        for _, source, name, item, given_at, turns in _readable(
             db, "documents", "source, document_id, item, given_at, turns"
         ):
             with contextlib.suppress(*_DAMAGED):
                 # The server would refuse a damaged item for ever.
-                if json.loads(item)["document_id"] == document_id and turns > 0:
-                    into.put_document(
-                        sources[source], document_id, bytes(item), float(given_at), turns
-                    )
+                if json.loads(item)["document_id"] == name and turns > 0:
+                    into.put_document(sources[source], name, bytes(item), float(given_at), turns)
                     saved += turns
         for number, source, *row in _readable(
             db, "turns", "source, given_at, number, payload, sizes"
@@ -56,20 +58,23 @@ def salvage(path: Path, into: Outbox) -> int:
             with contextlib.suppress(*_DAMAGED):
                 _, turn = turn_of(number, *row)
                 if len(json.loads(f"[{turn.json}]")) == len(turn.sizes):
-                    into.put(sources[source], turn)
+                    session = sources[source].session
+                    name = document_id(session, turn.given_at, turn.payload)
+                    item = document_item(sources[source], name, [turn])
+                    into.put_document(sources[source], name, item, turn.given_at)
                     saved += 1
+    into.sync()
     return saved
 
 
-def _readable(db: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
+def _readable(db: Database, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
     """The readable rows of a damaged table, one by one."""
     numbers: set[int] = set()
     for order in ("ASC", "DESC"):  # from both ends, up to the damage
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            query = f"SELECT rowid FROM {table} ORDER BY rowid {order}"  # noqa: S608
-            for row in db.execute(query):
+        with contextlib.suppress(OutboxUnavailable), db.use():
+            for row in db.execute(f"SELECT rowid FROM {table} ORDER BY rowid {order}"):  # noqa: S608
                 numbers.add(row[0])
     query = f"SELECT rowid, {columns} FROM {table} WHERE rowid = ?"  # noqa: S608
     for number in sorted(numbers):
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            yield from db.execute(query, (number,)).fetchall()
+        with contextlib.suppress(OutboxUnavailable):
+            yield from db.all(query, (number,))

@@ -9,7 +9,7 @@ lose committed rows (the WAL-reset bug of SQLite before 3.51.3).
 The lock is a ``flock`` on a separate file because the system drops a POSIX
 record lock (``lockf``, and SQLite's own) when the process closes ANY descriptor
 of the file. A forked child shares the ``flock`` of its parent, so it closes the
-descriptor at once; otherwise the lock would outlive the parent.
+descriptor at once (see :mod:`.forks`); otherwise the lock would outlive the parent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
 import time
@@ -25,6 +26,8 @@ from typing import Iterator, Optional
 
 from hindsight_exec.conversation.turns import time_ordered_id
 from hindsight_exec.errors import OutboxUnavailable
+
+from .forks import this_process
 
 if sys.platform == "win32":  # declared untested
     import msvcrt
@@ -52,23 +55,13 @@ else:
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _MODE = 0o600
 
+#: What SQLite makes beside a file, and all that belongs to one.
+_BESIDE = ("-wal", "-shm", "-journal")
+_BELONGS = re.compile(r"([0-9a-f-]{36})\.(?:lock|db-wal|db-shm|db-journal)")
+
 #: Seconds to wait for the folder's lock. Other processes hold it for
 #: microseconds, but one that is stopped (SIGSTOP) must not stop us too.
 _PATIENCE = 5.0
-
-# Descriptors of locks that this process holds; a forked child closes them.
-_held: set[int] = set()
-
-
-def _close_in_child() -> None:
-    for descriptor in _held:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Claim:
@@ -88,7 +81,7 @@ class Claim:
             with folder_lock(self.path.parent):
                 if remove:
                     # The lock file goes last: while it is there, there is an owner.
-                    for suffix in ("", "-wal", "-shm", "-journal"):
+                    for suffix in ("", *_BESIDE):
                         _unlink(Path(f"{self.path}{suffix}"))
                     _unlink(self.path.with_suffix(".lock"))
         except OSError:
@@ -106,6 +99,7 @@ class Claim:
         for suffix in ("", "-wal", "-journal"):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").replace(f"{aside}{suffix}")
+        _sync(self.path.parent)
         self.release(remove=True)
         return aside
 
@@ -132,10 +126,11 @@ def create(folder: Path) -> Claim:
         OutboxUnavailable: The folder cannot be created, written or locked.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(folder)
         if folder.stat().st_mode & 0o077 and _mine(folder.stat()):
             folder.chmod(0o700)
         with folder_lock(folder):
+            _sweep(folder)
             path = folder / f"{time_ordered_id(time.time())}.db"
             descriptor = _open(path.with_suffix(".lock"))
             try:
@@ -151,6 +146,29 @@ def create(folder: Path) -> Claim:
         return Claim(path, descriptor)
     except OSError as error:
         raise OutboxUnavailable(f"cannot keep turns in {folder}: {error}") from error
+
+
+def _make(folder: Path) -> None:
+    """Make the folder and its parents; a loss of power after that takes none of them back."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in missing:
+        _sync(one.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what belongs to no file and to no process. The caller has the folder's lock.
+
+    A loss of power may keep the log or the lock of a file that it took, and so
+    may a person who removes the file.
+    """
+    names = {path.name for path in folder.iterdir()}
+    for name in sorted(names):
+        belongs = _BELONGS.fullmatch(name)
+        owner = folder / f"{belongs[1]}.db" if belongs else None
+        # A process that is alive uses its file on without the name.
+        if owner is not None and owner.name not in names and not is_live(owner):
+            _unlink(folder / name)
 
 
 def adopt(path: Path) -> Optional[Claim]:
@@ -196,7 +214,7 @@ def aside(folder: Path) -> list[Path]:
 def is_live(path: Path) -> bool:
     """Whether some process owns the file."""
     try:
-        descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | _NO_FOLLOW)
+        descriptor = _open(path.with_suffix(".lock"), 0)
     except OSError:
         return False
     try:
@@ -204,7 +222,7 @@ def is_live(path: Path) -> bool:
     except OSError:
         return False
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def _named(folder: Path, ending: str) -> list[Path]:
@@ -215,15 +233,22 @@ def _named(folder: Path, ending: str) -> list[Path]:
         return []
 
 
-def _open(path: Path) -> int:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | _NO_FOLLOW, _MODE)
-    _held.add(descriptor)
-    return descriptor
+def _open(path: Path, create: int = os.O_CREAT) -> int:
+    return this_process().open(path, create | os.O_RDWR | _NO_FOLLOW, _MODE)
 
 
 def _close(descriptor: int) -> None:
-    _held.discard(descriptor)
-    os.close(descriptor)
+    this_process().close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _unlink(path: Path) -> None:

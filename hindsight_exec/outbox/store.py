@@ -82,7 +82,6 @@ class Outbox(OutboxReader):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be FULL or NORMAL, not {synchronous!r}")
         self.max_bytes = max_bytes
-        self._sources: dict[Source, tuple[int, int]] = {}  # to source and destination
         super().__init__(path, synchronous=synchronous, readonly=readonly)
 
     # --- taking -----------------------------------------------------------
@@ -97,19 +96,18 @@ class Outbox(OutboxReader):
         payload = turn.payload
         size = len(payload) if payload.isascii() else len(payload.encode())  # spares a copy
         row = (turn.given_at, turn.index, str(list(turn.sizes)), payload)  # JSON, too
-        with self._db.use():
+        number = 0
+
+        def insert() -> int:
+            nonlocal number
             self._check_room(size)
-            known = self._sources.get(source)
-            if known is not None:
-                # One statement is a transaction of its own: the usual case.
-                self._db.execute(_PUT, (known[0], *row))
-            else:
-                with self._db.transaction():
-                    known = self._source(source)
-                    self._db.execute(_PUT, (known[0], *row))
-                self._sources[source] = known
-            self.bytes += size
-        return known[0]
+            number, _ = self._source(source)
+            inserted = self._db.execute(_PUT, (number, *row)).lastrowid
+            self._db.bytes += size
+            return inserted  # type: ignore[return-value]  # an INSERT sets it
+
+        self._db.write(insert, "turns", single=source in self._db.known)
+        return number
 
     def put_document(
         self, source: Source, document_id: str, item: bytes, given_at: float, turns: int = 1
@@ -119,17 +117,20 @@ class Outbox(OutboxReader):
         Raises:
             OutboxFull, ValueError: As :meth:`put`.
         """
-        with self._db.use():
+        known = (0, 0)
+
+        def insert() -> int:
+            nonlocal known
             self._check_room(len(item))
-            with self._db.transaction():
-                known = self._source(source)
-                number, destination = known
-                self._db.execute(
-                    _ADD_DOCUMENT,
-                    (destination, number, document_id, turns, given_at, len(item), item),
-                )
-            self._sources[source] = known
-            self.bytes += len(item)
+            number, destination = known = self._source(source)
+            inserted = self._db.execute(
+                _ADD_DOCUMENT,
+                (destination, number, document_id, turns, given_at, len(item), item),
+            ).lastrowid
+            self._db.bytes += len(item)
+            return inserted  # type: ignore[return-value]  # an INSERT sets it
+
+        self._db.write(insert, "documents", single=source in self._db.known)
         return known
 
     def _check_room(self, size: int) -> None:
@@ -144,9 +145,13 @@ class Outbox(OutboxReader):
 
     def _source(self, source: Source) -> tuple[int, int]:
         """The numbers of a source and its destination, new or known."""
-        if len(self._sources) >= MAX_SOURCES:
-            self._db.execute(_UNUSED_SOURCES)
-            self._sources.clear()
+        known: Optional[tuple[int, int]] = self._db.known.get(source)
+        if known is not None:
+            return known
+        if len(self._db.known) >= MAX_SOURCES:
+            for unused in _UNUSED:
+                self._db.execute(unused)
+            self._db.known.clear()
         where = astuple(source.destination)
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where
@@ -160,7 +165,8 @@ class Outbox(OutboxReader):
             (destination, source.session, header),
         )
         number = self._db.first("SELECT id FROM sources WHERE header = ?", (header,))[0]
-        return number, destination
+        known = self._db.known[source] = number, destination
+        return known
 
     # --- documents and batches --------------------------------------------
 
@@ -198,12 +204,16 @@ class Outbox(OutboxReader):
                         (destination, source, document_id, len(turns), given_at, len(item), item),
                     )
                     added += len(item) - size
-            self.bytes += added
+            self._db.bytes += added
         return destination
 
     def make_batch(self, destination: int, documents: Sequence[int], operation_id: str) -> Batch:
-        """Bind documents into a batch: both are on disk before its first send."""
-        with self._db.use(), self._db.transaction():
+        """Bind documents into a batch: both are on disk before its first send.
+
+        Synced at ``NORMAL``, too. Else a loss of power could take the batch back
+        after the server got it, and its turns would go again in another document.
+        """
+        with self._db.use(), self._db.synced(), self._db.transaction():
             return self._make_batch(destination, documents, operation_id)
 
     def _make_batch(self, destination: int, documents: Sequence[int], operation_id: str) -> Batch:
@@ -235,11 +245,11 @@ class Outbox(OutboxReader):
                 )[0]
                 self._db.execute("DELETE FROM documents WHERE batch = ?", (batch.id,))
                 self._db.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
-            self.bytes -= freed
+            self._db.bytes -= freed
 
     def split(self, batch: Batch, operation_ids: tuple[str, str]) -> list[Batch]:
-        """Make two batches of one, under new ids."""
-        with self._db.use(), self._db.transaction():
+        """Make two batches of one, under new ids; synced as by :meth:`make_batch`."""
+        with self._db.use(), self._db.synced(), self._db.transaction():
             rows = self._db.execute(
                 "SELECT id FROM documents WHERE batch = ? ORDER BY id", (batch.id,)
             ).fetchall()
@@ -282,7 +292,7 @@ class Outbox(OutboxReader):
                         self._db.execute(f"{action} AND id = ?", (one,)).rowcount
                         for one in documents
                     )
-            self.bytes = self._db.first(BYTES)[0]
+            self._db.bytes = self._db.first(BYTES)[0]
         return count
 
     def purge(self, session: Optional[str] = None) -> int:
@@ -302,12 +312,17 @@ class Outbox(OutboxReader):
                 turns += self._db.execute(f"DELETE FROM turns{where}", values).rowcount  # noqa: S608
                 for unused in _UNUSED:
                     self._db.execute(unused)
-                self._sources.clear()
+                self._db.known.clear()
             # Gone from the file too, not only from its index.
-            self._db.execute("VACUUM")
+            self._db.vacuum_now()
             self._db.first("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.bytes = self._db.first(BYTES)[0]
+            self._db.bytes = self._db.first(BYTES)[0]
         return turns
+
+    def sync(self) -> None:
+        """Take everything that is committed to the disk, at ``NORMAL``, too."""
+        with self._db.use():
+            self._db.first("PRAGMA wal_checkpoint")
 
     def vacuum(self) -> None:
         """Give free space back to the system, if there is enough to be worth it."""

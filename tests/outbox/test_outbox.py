@@ -12,10 +12,10 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from filling import AT, batch_of, close_all, fill, source, turn
+from filling import AT, OPEN, batch_of, close_all, fill, source, turn
 
 from hindsight_exec.conversation import turns
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxNewer, OutboxUnavailable
@@ -25,37 +25,6 @@ from hindsight_exec.outbox.reader import BYTES
 from hindsight_exec.outbox.salvage import salvage
 from hindsight_exec.outbox.schema import VERSION, Summary
 from hindsight_exec.outbox.store import MAX_ROW_BYTES, Outbox
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-# A program that opens the outbox and has helpers at hand.
-OPEN = """\
-import os, sys
-from pathlib import Path
-from hindsight_exec.conversation import turns
-from hindsight_exec.outbox.store import Outbox
-
-def source(session="s"):
-    return turns.source(url="http://h", credential="", bank="b", session=session)
-
-def turn(number):
-    return turns.turn([{"content": f"turn {number}"}], given_at=1.76e9 + number, index=number)
-
-outbox = Outbox(Path(sys.argv[1]))
-"""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "o.db"
-
-
-@pytest.fixture
-def outbox(path: Path) -> Iterator[Outbox]:
-    outbox = Outbox(path)
-    yield outbox
-    outbox.close()
 
 
 def contents(outbox: Outbox) -> list[str]:
@@ -831,7 +800,8 @@ def test_long_contents_are_shown_and_salvaged(path: Path) -> None:
 
 
 def test_salvage_takes_everything(path: Path) -> None:
-    """Held turns, documents with their ids, sent or not, and dead letters: all of it goes over."""
+    """Held turns, documents with their ids, sent or not, and dead letters: all of it goes over,
+    as documents that are the same when it is done again."""
     with closing(Outbox(path)) as outbox:
         outbox.mark_dead(batch_of(outbox, fill(outbox, 1)), "failed", "why")
         batch = batch_of(outbox, fill(outbox, 2))
@@ -844,11 +814,17 @@ def test_salvage_takes_everything(path: Path) -> None:
     with closing(Outbox(None)) as into:
         assert salvage(path, into) == 10
         after = into.entries()
-        assert (into.summary().held, into.summary().queued) == (4, 6)
-    names = ("session", "url", "bank", "turns", "given_at", "document_id", "content")
+        assert (into.summary().held, into.summary().queued) == (0, 10)
+        assert salvage(path, into) == 10
+        documents = {one["document_id"]: one["content"] for one in into.entries()}
+        assert documents == {one["document_id"]: one["content"] for one in after}
+        assert len(documents) == 3 + 4  # `fill` gives the same turns each time
+    names = ("session", "url", "bank", "turns", "given_at", "content")
     assert sorted([one[name] for name in names] for one in after) == sorted(
         [one[name] for name in names] for one in before
     )
+    sent = {one["document_id"] for one in before if one["document_id"]}
+    assert sent < documents.keys()
 
 
 def test_salvage_passes_over_the_damage(path: Path) -> None:
@@ -870,6 +846,6 @@ def test_salvage_of_nothing(tmp_path: Path, path: Path) -> None:
     no_database(path)
     with closing(Outbox(None)) as into:
         assert salvage(path, into) == 0
-        with pytest.raises(sqlite3.Error):
+        with pytest.raises(OutboxUnavailable):
             salvage(tmp_path / "gone", into)
     assert not (tmp_path / "gone").exists()

@@ -15,6 +15,7 @@ import pytest
 
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.forks import this_process
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
 
@@ -23,6 +24,7 @@ OWN = """\
 import signal, sys
 from pathlib import Path
 from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.forks import this_process
 claim = spool.create(Path(sys.argv[1]))
 claim.path.write_text("kept")
 print("owned", flush=True)
@@ -396,5 +398,5 @@ def test_no_descriptor_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             call()
     assert not spool.is_live(path)
     assert count() == before
-    assert spool._held == set()
+    assert this_process().descriptors == set()
     assert names(folder) == [path.name, path.with_suffix(".lock").name]

@@ -1,0 +1,154 @@
+"""One commit for all threads that wait for one.
+
+A sync takes milliseconds, and each thread of a gateway would wait for those of
+all others. Here the first of the threads that wait *leads*: it takes the
+database's lock, which may take as long as the commit before, and then writes what
+has gathered meanwhile in one transaction. A thread that is alone leads at once,
+so it waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections import deque
+from typing import Any, Callable, Optional
+
+from hindsight_exec.errors import OutboxFull
+
+from .sqlite import Database
+
+# What is wrong with one write. What a signal handler raises is not among them.
+_OWN_ERRORS = (sqlite3.Error, OutboxFull, ValueError, OverflowError)
+
+#: Seconds after which a thread that waits looks for itself. It never needs to,
+#: unless Ctrl-C hit a leader twice.
+_LOOK = 1.0
+
+
+class _Write:
+    """One thread's write: inserts a row of ``table`` and returns the row's id."""
+
+    __slots__ = ("done", "error", "insert", "row", "single", "table", "woken")
+
+    def __init__(self, insert: Callable[[], int], table: str, *, single: bool) -> None:
+        self.insert = insert
+        self.table = table
+        self.single = single
+        self.row: Optional[int] = None
+        self.error: Optional[Exception] = None
+        self.done = False
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self.woken.release()
+
+
+class CommittingDatabase(Database):
+    """A database whose threads share their commits.
+
+    Guarantees, also if Ctrl-C comes between any two steps:
+
+    - A write that returns is committed, once.
+    - A write whose insert fails harms no other.
+    - No thread waits for one that has gone: the first in the queue leads, and
+      whoever waited too long looks for itself.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._waiting: deque[_Write] = deque()
+        self._unsettled: list[_Write] = []  # what a leader is committing; guarded by `lock`
+        super().__init__(*arguments, **options)
+
+    def write(self, insert: Callable[[], int], table: str, *, single: bool) -> None:
+        """Call ``insert`` in a transaction, and return when that is committed.
+
+        Args:
+            insert: Runs on any thread, perhaps again after an error of the
+                disk; returns the id of the row that it inserted.
+            table: The table of that row.
+            single: ``insert`` runs one statement only, which commits itself.
+        """
+        mine = _Write(insert, table, single=single)
+        leads = False
+        self._waiting.append(mine)
+        try:
+            while not mine.done:
+                leads = self._is_first(mine) or not mine.woken.acquire(timeout=_LOOK)
+                if leads:
+                    with self.use():
+                        if not mine.done:
+                            self._commit()
+        finally:
+            if not mine.done:
+                self._remove(mine)
+            if leads:
+                self._wake_first()
+        if mine.error is not None:
+            raise self._ours(mine.error) from None
+
+    def _is_first(self, write: _Write) -> bool:
+        try:
+            return self._waiting[0] is write
+        except IndexError:
+            return False  # another thread has just finished it
+
+    def _wake_first(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._waiting[0].wake()
+
+    def _commit(self) -> None:
+        """Commit what waits. Called by the leader, who has the database."""
+        writes = list(self._waiting.copy())
+        for last_try in (False, True):
+            try:
+                if len(writes) == 1 and writes[0].single:
+                    self._insert(writes)
+                else:
+                    with self.transaction():
+                        self._insert(writes)
+                        self._unsettled = writes
+                break
+            except sqlite3.OperationalError as error:
+                self._unsettled = []
+                if last_try or not self._mends(error):
+                    for write in writes:
+                        write.error = write.error or error
+                    break
+        self._finish(writes)
+
+    def _insert(self, writes: list[_Write]) -> None:
+        for write in writes:
+            write.error = None
+            try:
+                write.row = write.insert()
+            except sqlite3.OperationalError:
+                raise  # the disk: no write is kept
+            except _OWN_ERRORS as error:
+                write.error = error
+
+    def _recover(self) -> None:
+        super()._recover()
+        # A leader was interrupted, and may not know whether its COMMIT ran. The
+        # file does.
+        writes = self._unsettled
+        kept = [write for write in writes if write.error is None]
+        if kept:
+            query = f"SELECT 1 FROM {kept[-1].table} WHERE id = ?"  # noqa: S608
+            if self.first(query, (kept[-1].row,)):
+                self._finish(writes)
+        self._unsettled = []
+
+    def _finish(self, writes: list[_Write]) -> None:
+        for write in writes:
+            write.done = True
+            self._remove(write)
+            write.wake()
+        self._unsettled = []
+
+    def _remove(self, write: _Write) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(write)

@@ -1,0 +1,163 @@
+"""What this process has open, so that no fork catches it halfway.
+
+SQLite's mutexes do not survive a fork:
+
+1. Thread A is inside SQLite and holds a mutex of its memory allocator.
+2. Thread B forks. The child has thread B only, and a mutex that stays locked.
+3. The child opens a database and hangs for ever.
+
+A lock file has the same problem:
+
+1. Thread A opens the file and locks it, but has not noted the descriptor yet.
+2. Thread B forks. The child inherits a descriptor that nobody closes, so the
+   lock outlives its process.
+
+So a fork first takes the lock of every open database, and the one under which
+databases and descriptors are opened. It waits for :data:`FORK_WAIT` seconds at
+most, for instance while a large file is vacuumed. If that is not enough, the
+fork goes on, and the child refuses to use SQLite: its ``put`` raises
+:class:`~hindsight_exec.OutboxUnavailable`. The parent loses nothing.
+
+Some hosts fork without Python's hooks (uWSGI does by default). Then only the pid
+tells, so everything here compares it first and starts afresh in a new process.
+Whether another thread was inside SQLite at such a fork cannot be known.
+
+Only the outbox takes part. SQLite connections of the host (Hermes' ``state.db``)
+are out of reach. The embedded server and the import of Hermes' sessions run in
+processes of the command line, whose children execute another program at once
+and use no SQLite, so they need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hindsight_exec.errors import OutboxUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Seconds that a fork waits for threads that are inside SQLite.
+FORK_WAIT = 5.0
+
+
+class Database(Protocol):
+    """What a fork has to know about a database."""
+
+    lock: threading.Lock
+
+    def used_by_this_thread(self) -> bool: ...
+
+
+class Process:
+    """The databases and the lock files that one process has open.
+
+    Attributes:
+        lock: Held while something is opened or closed. The lock of a database
+            may be taken inside it, never the other way round.
+        unsafe: A thread of the parent was inside SQLite when it forked.
+    """
+
+    def __init__(self, *, unsafe: bool = False) -> None:
+        self.unsafe = unsafe
+        # Re-entrant: a finalizer that runs under it may open a file, too.
+        self.lock = threading.RLock()
+        self.databases: weakref.WeakSet[Database] = weakref.WeakSet()
+        self._descriptors: dict[int, os.stat_result] = {}
+
+    def check(self) -> None:
+        """Raise OutboxUnavailable if this process must not use SQLite."""
+        if self.unsafe:
+            raise OutboxUnavailable(
+                f"process {os.getpid()} was forked while another thread was inside SQLite, so "
+                "SQLite could hang in it: nothing is kept or sent here; fork before turns are "
+                "given, or start processes by 'spawn'"
+            )
+
+    def open(self, path: Path, flags: int, mode: int) -> int:
+        """Open a file whose descriptor forked children close."""
+        with self.lock:
+            descriptor = os.open(path, flags, mode)
+            self._descriptors[descriptor] = os.fstat(descriptor)
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        with self.lock:
+            self._descriptors.pop(descriptor, None)
+            os.close(descriptor)
+
+    def close_inherited(self) -> None:
+        """Close the parent's descriptors, in the child."""
+        for descriptor, status in self._descriptors.items():
+            with contextlib.suppress(OSError):
+                # Without hooks this may be late, and the number be another file's by now.
+                if os.path.samestat(os.fstat(descriptor), status):
+                    os.close(descriptor)
+
+    @property
+    def descriptors(self) -> set[int]:
+        return set(self._descriptors)
+
+
+_processes = {os.getpid(): Process()}
+# A child keeps the connections of its parent referenced, as closing one would
+# change the parent's file.
+_inherited: list[object] = []
+# What the forking thread holds during a fork, and whether that is everything.
+_forking = threading.local()
+
+
+def this_process() -> Process:
+    """What this process has open; in a new process nothing, hooks or not."""
+    pid = os.getpid()
+    return _processes.get(pid) or _begin(pid, unsafe=False)
+
+
+def _begin(pid: int, *, unsafe: bool) -> Process:
+    fresh = Process(unsafe=unsafe)
+    process = _processes.setdefault(pid, fresh)  # atomic: threads may come here at once
+    if process is fresh:
+        for other in set(_processes) - {pid}:
+            parent = _processes.pop(other)
+            parent.close_inherited()
+            _inherited.append(list(parent.databases))
+    return process
+
+
+def _before_fork() -> None:
+    process = this_process()
+    deadline = time.monotonic() + FORK_WAIT
+    held: list[Any] = []
+    _forking.held = held
+    _forking.complete = False
+    if not process.lock.acquire(timeout=FORK_WAIT):
+        return
+    held.append(process.lock)
+    for database in list(process.databases):
+        if database.used_by_this_thread():
+            continue  # a signal handler or a finalizer forks, between two statements
+        if not database.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return
+        held.append(database.lock)
+    _forking.complete = True
+
+
+def _after_in_parent() -> None:
+    for lock in reversed(_forking.held):
+        lock.release()
+    _forking.held = []
+
+
+def _after_in_child() -> None:
+    _begin(os.getpid(), unsafe=not _forking.complete)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    )
