@@ -8,17 +8,17 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
-from hindsight_exec.conversation.turns import identifier
-from hindsight_exec.delivery.schedule import CHUNK
+from hindsight_exec.conversation.turns import identifier, turn
+from hindsight_exec.delivery.schedule import chunks, documents, hold_of
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
 from hindsight_exec.hermes import embedded
-from hindsight_exec.hermes.history import PastSession, past_sessions, when
+from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, shown_of, when
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
 from hindsight_exec.settings.config import Settings
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 # A session that was used so recently may still go on: the provider retains it live.
 _QUIET_SECONDS = 3600.0
 
+# Characters of Hindsight's own prompt, which each extraction carries (1.1.0, measured).
+_PROMPT = 12_500
+
 # Sessions asked about at once.
 _AT_ONCE = 16
 
@@ -68,6 +71,19 @@ class _Plan:
     def chars(self) -> int:
         return sum(len(turn.user) + len(turn.assistant) for turn in self.past.turns)
 
+    def extractions(self, settings: Settings) -> int:
+        """How many LLM calls the server needs for it: it extracts document by document."""
+        now, hold = datetime.now(timezone.utc), hold_of(settings)
+        sizes = [
+            turn(_messages(one, settings, now), given_at=0.0, index=1).sizes
+            for one in self.past.turns
+        ]
+        calls = start = 0
+        for count in documents(sizes, hold):
+            calls += chunks(sizes[start : start + count])
+            start += count
+        return calls
+
 
 def run(args: argparse.Namespace) -> int:
     home = Path(args.home).expanduser() if args.home else default_hermes_home(os.environ)
@@ -77,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")
     if settings.durability == "memory":
         raise ConfigError("durability is memory: an import needs the outbox on disk")
-    sessions = [past for past in past_sessions(home.absolute()) if _wanted(past, args)]
+    every = (_stored(past, settings) for past in past_sessions(home.absolute()))
+    sessions = [past for past in every if past.turns and _wanted(past, args)]
     embedded.know(settings)
     probe(settings, args.timeout)
     state = args.state or state_of(home.absolute())
@@ -86,16 +103,21 @@ def run(args: argparse.Namespace) -> int:
         plans = _plans(sessions, journal, settings, always=bool(args.session))
         due = [plan for plan in plans if plan.due]
         if args.dry_run or not due:
-            _show(plans, args)
+            _show(plans, args, settings)
             return OK
         if not args.yes:
-            _show(plans, args, to_ask=True)
+            _show(plans, args, settings, to_ask=True)
             if not sys.stdin.isatty():
                 note("nothing was imported: --yes does it without asking")
                 return USAGE
             if input(f"Import {counted(len(due), 'session')}? [y/N] ").strip().lower() != "y":
                 return UNDONE
         return _import(due, plans, journal, settings, state, args)
+
+
+def _stored(past: PastSession, settings: Settings) -> PastSession:
+    """The session without the turns that the user wants nothing kept of."""
+    return replace(past, turns=tuple(turn for turn in past.turns if shown_of(turn, settings)))
 
 
 def _wanted(past: PastSession, args: argparse.Namespace) -> bool:
@@ -168,7 +190,7 @@ def _import(
             note(f"{counted(counters.waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends")
         with without_warnings():
             writer.close(0 if counters.waiting else None)
-    _show(plans, args, stored=counters.own_completed)
+    _show(plans, args, settings, stored=counters.own_completed)
     if counters.own_dead:
         note(
             f"{counted(counters.own_dead, 'turn')} refused by the server: 'hindsight-exec dead list'"
@@ -180,20 +202,23 @@ def _import(
     return UNDONE if counters.own_dead else OK
 
 
+def _messages(one: PastTurn, settings: Settings, now: datetime) -> list[dict[str, str]]:
+    return one.messages(
+        now,
+        user_prefix=settings.retain_user_prefix,
+        assistant_prefix=settings.retain_assistant_prefix,
+    )
+
+
 def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
     identity = past.identity
     now = datetime.now(timezone.utc)
-    messages = [
-        (
-            turn.messages(
-                now,
-                user_prefix=settings.retain_user_prefix,
-                assistant_prefix=settings.retain_assistant_prefix,
-            ),
-            when(turn) or now.timestamp(),
-        )
-        for turn in past.turns
-    ]
+    messages, originals = [], []
+    for one in past.turns:
+        shown = shown_of(one, settings)
+        if shown is not None:
+            messages.append((_messages(shown, settings, now), when(one) or now.timestamp()))
+            originals.append(_messages(one, settings, now))
     while True:
         try:
             writer.put_conversation(
@@ -204,6 +229,7 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
                 tags=identity.tags(settings),
                 metadata=identity.metadata(settings),
                 observation_scopes=settings.observation_scopes,
+                originals=originals,
             )
         except OutboxFull:
             if not writer.flush():
@@ -215,6 +241,7 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
 def _show(
     plans: list[_Plan],
     args: argparse.Namespace,
+    settings: Settings,
     *,
     stored: int | None = None,
     to_ask: bool = False,
@@ -231,6 +258,7 @@ def _show(
                         "state": plan.state,
                         "turns": len(plan.past.turns),
                         "characters": plan.chars,
+                        "extractions": plan.extractions(settings),
                         "last_at": plan.past.last_at,
                     }
                     for plan in plans
@@ -255,10 +283,12 @@ def _show(
     ]
     if rows:
         table([("session", "last used", "turns", "state", "title"), *rows], right=[2])
-    cost = -(-sum(plan.chars for plan in chosen) // CHUNK)
+    calls = sum(plan.extractions(settings) for plan in chosen)
+    prompt = calls * _PROMPT + sum(plan.chars for plan in chosen)
     say(
         f"{counted(sum(plan.due for plan in plans), 'session')} to import, with"
-        f" {counted(turns, 'turn')}: about {counted(cost, 'extraction')} for the server's LLM"
+        f" {counted(turns, 'turn')}: about {counted(calls, 'call')} of the server's LLM,"
+        f" with {prompt / 1e6:.1f} million characters of prompt"
     )
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Optional, Sequence
+
+if TYPE_CHECKING:
+    from hindsight_exec.settings.config import Settings
 
 #: The server extracts in chunks of so many characters, cut between messages,
 #: and each chunk costs the user one LLM call (Hindsight 1.1.0, measured).
@@ -17,6 +20,9 @@ CHUNK = 3000
 
 #: A document is closed early only if its chunks are filled this well.
 _WELL_FILLED = 0.75
+
+#: Seconds: 46 days, as long as threads can wait everywhere.
+_NEVER = 4_000_000.0
 
 #: Bounds of a batch: bytes of its items, and their number.
 BATCH_BYTES = 1_000_000
@@ -41,6 +47,13 @@ class Hold:
     @property
     def at_once(self) -> bool:
         return self.turns <= 1 and (self.chars <= 0 or self.idle <= 0)
+
+
+def hold_of(settings: Settings) -> Hold:
+    """How long the settings have turns held for a document."""
+    if settings.retain_every_n_turns > 1:
+        return Hold(chars=0, turns=settings.retain_every_n_turns, idle=_NEVER)
+    return Hold(chars=settings.retain_document_chars, idle=settings.retain_idle_seconds)
 
 
 class _Chunks:
@@ -115,6 +128,15 @@ def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -
     if ended or best_fill >= _WELL_FILLED or made.chars >= limit or hold.chars < CHUNK:
         return best
     return 0
+
+
+def documents(turns: Sequence[Sequence[int]], hold: Hold) -> Iterator[int]:
+    """Numbers of turns: how a conversation that is over is cut into documents."""
+    start = 0
+    while start < len(turns):
+        count = first_document(turns[start:], hold, ended=True)
+        start += count
+        yield count
 
 
 def first_batch(sizes: Sequence[int]) -> int:

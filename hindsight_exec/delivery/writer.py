@@ -16,7 +16,7 @@ from hindsight_exec.settings.folders import state_folder
 
 from .progress import Counters
 from .registry import join, leave
-from .schedule import Hold, first_document
+from .schedule import documents, hold_of
 
 if TYPE_CHECKING:
     import threading
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = ["Counters", "RetainWriter"]
-
-#: Seconds: 46 days, as long as threads can wait everywhere.
-_NEVER = 4_000_000.0
 
 
 class RetainWriter:
@@ -59,12 +56,7 @@ class RetainWriter:
         self.settings = settings
         self.folder = Path(state or state_folder(os.environ)).absolute()
         self.on_trouble = on_trouble
-        if settings.retain_every_n_turns > 1:
-            self._hold = Hold(chars=0, turns=settings.retain_every_n_turns, idle=_NEVER)
-        else:
-            self._hold = Hold(
-                chars=settings.retain_document_chars, idle=settings.retain_idle_seconds
-            )
+        self._hold = hold_of(settings)
         self._sources: set[Source] = set()  # guarded by the engine's lock
         self._closed = False
         self._engine = join(self)
@@ -161,6 +153,7 @@ class RetainWriter:
         tags: Sequence[str] = (),
         metadata: Optional[Mapping[str, Any]] = None,
         observation_scopes: Any = None,
+        originals: Optional[Sequence[Sequence[Mapping[str, Any]]]] = None,
     ) -> None:
         """Take a whole conversation of the past and send it at once.
 
@@ -169,23 +162,29 @@ class RetainWriter:
 
         Args:
             past: For each turn its messages and its POSIX time in seconds.
+            originals: The messages of each turn before anything was hidden in
+                them. They decide where documents are cut and how they are named,
+                so that hiding more later stores nothing twice.
 
         Otherwise as :meth:`put`. If the outbox is full halfway, give all of it
         again.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
-        held: list[Turn] = []
+        kept: list[Turn] = []
+        named: list[Turn] = []
         for index, (messages, at) in enumerate(past, 1):
             # Ids sort by time, and recorded times may be equal or wrong.
-            given_at = max(at, held[-1].given_at + 1e-5) if held else max(at, 0.0)
-            held.append(turns.turn(messages, given_at=given_at, index=index))
-        while held:
-            count = first_document([turn.sizes for turn in held], self._hold, ended=True)
-            document, held = held[:count], held[count:]
-            at = document[0].given_at
-            document_id = turns.document_id(source.session, at, document[0].payload)
-            item = turns.document_item(source, document_id, document)
+            given_at = max(at, kept[-1].given_at + 1e-5) if kept else max(at, 0.0)
+            kept.append(turns.turn(messages, given_at=given_at, index=index))
+            original = messages if originals is None else originals[index - 1]
+            named.append(turns.turn(original, given_at=given_at, index=index))
+        start = 0
+        for count in documents([turn.sizes for turn in named], self._hold):
+            at, name = named[start].given_at, named[start].payload
+            document_id = turns.document_id(source.session, at, name)
+            item = turns.document_item(source, document_id, kept[start : start + count])
             self._keep_document(self._joined(), source, document_id, item, at, count)
+            start += count
 
     def end_session(self, session: str) -> None:
         """Send the held turns of a session, in the background."""

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 from urllib.parse import quote
 
@@ -19,12 +19,16 @@ from hindsight_exec.conversation.transcript import TranscriptTurn, paired
 from hindsight_exec.errors import ConfigError
 
 from .identity import Identity
-from .scrub import is_synthetic, scrub
+from .redact import is_skipped, kept
+from .scrub import RUNTIME, headline, is_synthetic, scrub, text_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
-__all__ = ["PastSession", "past_sessions"]
+    from hindsight_exec.settings.config import Settings
+
+__all__ = ["PastSession", "PastTurn", "past_sessions"]
 
 _JSON = "\x00json:"
 _SUMMARIES = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
@@ -35,11 +39,24 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class PastTurn(TranscriptTurn):
+    """A turn; ``from_runtime``: nobody typed it, and its answer tells what a job found."""
+
+    from_runtime: bool = False
+
+    def messages(
+        self, now: datetime, *, user_prefix: str = "User", assistant_prefix: str = "Assistant"
+    ) -> list[dict[str, str]]:
+        prefix = RUNTIME if self.from_runtime else user_prefix
+        return super().messages(now, user_prefix=prefix, assistant_prefix=assistant_prefix)
+
+
+@dataclass(frozen=True)
 class PastSession:
     """A session that somebody had with Hermes; ``last_at`` is POSIX time in seconds."""
 
     identity: Identity
-    turns: tuple[TranscriptTurn, ...]
+    turns: tuple[PastTurn, ...]
     last_at: float
     title: str
 
@@ -47,9 +64,8 @@ class PastSession:
 def past_sessions(home: Path) -> Iterator[PastSession]:
     """The sessions with something said in them, the oldest first.
 
-    Left out are sessions nobody talked in (scheduled, delegated), what was
-    undone, what the runtime said in the user's place, and copies that
-    compression made of earlier messages.
+    Sessions that nobody talked in (scheduled, delegated) are left out, and so
+    are messages that the user undid and copies that compression made.
 
     Raises:
         ConfigError: The file cannot be read, or is none of Hermes'.
@@ -94,11 +110,9 @@ def _past_session(
     if parent is not None:
         seen = {_key(message) for message in _messages(db, parent["id"])}
     messages = _once(_messages(db, session["id"]), seen, continued=parent is not None)
-    turns = tuple(
-        turn
-        for turn in (_scrubbed(one) for one in paired(enumerate(messages, 1), _ignore))
-        if turn.user and not is_synthetic(turn.user)
-    )
+    messages = _without_notes(messages)
+    pairs = paired(enumerate(messages, 1), _ignore)
+    turns = tuple(filter(None, (_turn(one, messages[one.line - 1]) for one in pairs)))
     told = {
         name: session.get(name) for name in ("user_id", "chat_id", "chat_type", "thread_id", "cwd")
     }
@@ -126,7 +140,12 @@ def _messages(db: sqlite3.Connection, session: str) -> list[Message]:
         if not undone and not row.get("observed", 0):
             content = _content(row["content"])
             found.append(
-                {"role": row["role"], "content": content, "timestamp": float(row["timestamp"])}
+                {
+                    "role": row["role"],
+                    "content": content,
+                    "timestamp": float(row["timestamp"]),
+                    "display_kind": row.get("display_kind"),
+                }
             )
     return found
 
@@ -170,14 +189,44 @@ def _key(message: Message) -> tuple[str, str]:
     return message["role"], text.strip()
 
 
-def _scrubbed(turn: TranscriptTurn) -> TranscriptTurn:
-    return TranscriptTurn(
-        scrub(turn.user), scrub(turn.assistant), turn.user_at, turn.assistant_at, turn.line
-    )
+def _without_notes(messages: list[Message]) -> list[Message]:
+    """The messages without what the runtime said beside a person, before the assistant spoke."""
+    kept: list[Message] = []
+    for message in messages:
+        both = message["role"] == "user" and kept and kept[-1]["role"] == "user"
+        if both and _is_from_runtime(message):
+            continue
+        if both and _is_from_runtime(kept[-1]):
+            kept.pop()
+        kept.append(message)
+    return kept
+
+
+def _turn(turn: TranscriptTurn, first: Message) -> PastTurn | None:
+    """A turn as the provider retains it live; None if nobody said anything in it."""
+    user, from_runtime = scrub(turn.user), _is_from_runtime(first)
+    if not user:
+        return None
+    if from_runtime:
+        user = headline(user)
+    times = (turn.user_at, turn.assistant_at)
+    return PastTurn(user, scrub(turn.assistant), *times, turn.line, from_runtime)
+
+
+def _is_from_runtime(message: Message) -> bool:
+    return is_synthetic(scrub(text_of(message["content"])), message)
 
 
 def _ignore(line: int, reason: str) -> None:
     """Hermes' own rows: what is not understood of them was not said."""
+
+
+def shown_of(turn: PastTurn, settings: Settings) -> PastTurn | None:
+    """What of a turn is stored, by the user's settings; None for nothing."""
+    if is_skipped(settings, turn.user):
+        return None
+    user, assistant = (kept(settings, role, getattr(turn, role)) for role in ("user", "assistant"))
+    return replace(turn, user=user, assistant=assistant) if user or assistant else None
 
 
 def when(turn: TranscriptTurn) -> float | None:

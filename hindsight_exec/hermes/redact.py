@@ -8,8 +8,12 @@ Words, hashes and identifiers without such a shape stay.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-__all__ = ["REDACTED", "redact"]
+if TYPE_CHECKING:
+    from hindsight_exec.settings.config import Settings
+
+__all__ = ["REDACTED", "is_skipped", "kept", "redact"]
 
 REDACTED = "[redacted]"
 
@@ -64,3 +68,20 @@ def _named(found: re.Match[str]) -> str:
     if not looks_random or re.search(r"[(){}<>$\[\]]", value) or value.startswith(("http", "/")):
         return found[0]
     return f"{name}{quote}{REDACTED}"
+
+
+def is_skipped(settings: Settings, user: str) -> bool:
+    """Whether the user wants no turn kept whose question reads like this."""
+    return any(re.search(pattern, user) for pattern in settings.retain_skip_patterns)
+
+
+def kept(settings: Settings, role: str, text: str) -> str:
+    """What is kept of what somebody said: "" for roles that are not wanted."""
+    if role not in settings.retain_roles:
+        return ""
+    for pattern in settings.retain_strip_patterns:
+        text = re.sub(pattern, "", text)
+    if settings.redact:
+        text = redact(text)
+    limit = settings.retain_max_chars
+    return text.strip() if not limit or len(text) <= limit else text[:limit].strip() + " […]"

@@ -16,6 +16,7 @@ from hindsight_exec.errors import HindsightExecError
 
 from . import host
 from .compat import weakly
+from .redact import is_skipped, kept, redact
 from .scrub import RUNTIME, headline, is_synthetic, message_list, scrub, text_of
 from .sessions import ForkSafeLock
 
@@ -95,7 +96,7 @@ class Retention:
     def keep_turn(self, identity: Identity, user: str, assistant: str, messages: Any) -> None:
         """Have a turn on disk when this returns, unless nobody said anything in it."""
         settings, session = self._settings, identity.session
-        if not settings.auto_retain or not user:
+        if not settings.auto_retain or not user or is_skipped(settings, user):
             return
         sides = (("user", user), ("assistant", assistant))
         new = [
@@ -144,15 +145,17 @@ class Retention:
         Where the runtime began a turn, the assistant's answer tells what a job
         or a delegation found; of the runtime's own words the first line will do.
         """
-        settings, at, kept = self._settings, datetime.now().astimezone(), []
+        settings, at, stored = self._settings, datetime.now().astimezone(), []
         for role, text in said:
             label, shown = getattr(settings, f"retain_{role}_prefix"), text
             if role == "user" and is_synthetic(text, messages):
                 label, shown = RUNTIME, headline(text)
-            sides = {"user": "", "assistant": "", role: shown}
-            kept += turn_messages(**sides, at=at, user_prefix=label, assistant_prefix=label)
+            sides = {"user": "", "assistant": "", role: kept(settings, role, shown)}
+            stored += turn_messages(**sides, at=at, user_prefix=label, assistant_prefix=label)
+        if not stored:
+            return True  # the user wants none of it kept
         about = self._about(identity)
-        return self.writer.put(kept, context=settings.retain_context, **about)
+        return self.writer.put(stored, context=settings.retain_context, **about)
 
     def keep_note(self, note: Note) -> None:
         """Have a note on disk when this returns; it is sent at once."""
@@ -160,7 +163,10 @@ class Retention:
         about["tags"] = tuple(dict.fromkeys((*about["tags"], *note.tags)))
         about["metadata"] = {**note.metadata, **about["metadata"]}
         self.writer.put_text(
-            note.content, context=note.context, timestamp=note.occurred_at, **about
+            redact(note.content) if self._settings.redact else note.content,
+            context=note.context,
+            timestamp=note.occurred_at,
+            **about,
         )
 
     def wait_for_note(self, timeout: float) -> None:

@@ -138,6 +138,13 @@ class Settings:
     retain_user_prefix: str = _key("User", "label", "Label of what the user says.", env="HINDSIGHT_RETAIN_USER_PREFIX", group="Retain")
     retain_assistant_prefix: str = _key("Assistant", "label", "Label of what the assistant says.",
         env="HINDSIGHT_RETAIN_ASSISTANT_PREFIX", group="Retain")
+    redact: bool = _key(True, "bool", "Replace what looks like a key, a token or a password before it is saved.", group="Retain")
+    retain_skip_patterns: Tuple[str, ...] = _key((), "patterns", "Regular expressions (a JSON list). Keep no turn whose question one of them"
+        " is found in.", strict=True, group="Retain")
+    retain_strip_patterns: Tuple[str, ...] = _key((), "patterns", "Regular expressions (a JSON list). Take out what they match before a turn is"
+        " saved.", strict=True, group="Retain")
+    retain_max_chars: int = _key(0, "int", "Characters of a message that are kept at most; 0 means all.", minimum=0, group="Retain")
+    retain_roles: Tuple[str, ...] = _key(("user", "assistant"), "list", "Whose side of a turn is kept.", choices=("user", "assistant"), group="Retain")
     observation_scopes: Union[str, Tuple[Tuple[str, ...], ...], None] = _key(None, "scopes", "How observations are scoped: combined, per_tag, all_combinations, shared, or a"
         " JSON list of lists of tags.", env="HINDSIGHT_RETAIN_OBSERVATION_SCOPES", group="Retain")
     retain_indicator: bool = _key(True, "bool", "Show when a turn is retained.", group="Retain")

@@ -150,6 +150,20 @@ def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
     return entries
 
 
+def _patterns(value: Any, _: Field[Any]) -> Tuple[str, ...]:
+    parsed = _literal(value) if isinstance(value, str) else value
+    # Text that is no list is one pattern: commas mean something in it.
+    patterns = parsed if isinstance(parsed, (list, tuple)) else [value]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError, RecursionError, OverflowError):
+            raise WrongValue(
+                f"a list of regular expressions, and {brief(pattern)} is none"
+            ) from None
+    return tuple(dict.fromkeys(one for one in patterns if one))
+
+
 _SCOPES = ("combined", "per_tag", "all_combinations", "shared")
 
 
@@ -186,6 +200,7 @@ PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "number": _number,
     "int": _int,
     "list": _list,
+    "patterns": _patterns,
     "scopes": _scopes,
 }
 

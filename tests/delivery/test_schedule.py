@@ -89,8 +89,9 @@ def test_no_document_is_closed_before_its_time(held: list[list[int]], hold: Hold
     count = first_document(held, hold, ended=False)
     if hold.at_once:
         assert count == 1
+    elif hold.turns > 1:
+        assert count in (0, hold.turns)
     elif count:
-        assert count >= hold.turns
         assert chars(held) >= hold.chars
 
 
@@ -123,10 +124,10 @@ def test_the_cut_fills_its_chunks_best(held: list[list[int]], hold: Hold) -> Non
 
     long_enough = [
         cut
-        for cut in range(hold.turns, len(held) + 1)
+        for cut in range(1, len(held) + 1)
         if chars(held[:cut]) >= hold.chars and chars(held[:cut]) <= 3 * max(hold.chars, CHUNK)
     ]
-    if not hold.at_once and long_enough:
+    if not hold.at_once and hold.turns == 1 and long_enough:
         assert fill(count) >= max(map(fill, long_enough)) - 1e-9
 
 

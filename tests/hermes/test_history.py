@@ -134,7 +134,7 @@ def test_a_dry_run_changes_nothing(history, run, server, home):
     before = (home / "state.db").read_bytes()
     status, out, _ = run("--dry-run")
     assert status == 0
-    assert "1 session to import, with 2 turns: about 1 extraction" in out
+    assert "1 session to import, with 2 turns: about 1 call of the server's LLM" in out
     (session,) = json.loads(run("--dry-run", "--json")[1])["sessions"]
     assert (session["session"], session["state"], session["turns"]) == ("one", "new", 2)
     assert documents(server.url) == []
@@ -210,7 +210,7 @@ def test_since(history, run):
 
 
 def test_what_was_no_conversation(history, home):
-    """Left out: schedules, delegates, what was undone, onlookers, nudges and injected memories."""
+    """Left out: schedules, delegates, what was undone, onlookers and injected memories."""
     history.session("cron", source="cron")
     history.talk("cron", 1)
     history.session("child", parent="talk", config='{"_delegate_from": "talk"}')
@@ -231,9 +231,79 @@ def test_what_was_no_conversation(history, home):
     assert texts(home) == {
         "talk": [
             ("question 1 of talk", "answer 1 of talk"),
+            ("[System: Continue now. Where you were.]", "on it"),
             ("hello", "hi\n[image]"),
         ]
     }
+
+
+def test_findings(history, home, run, server):
+    """What the assistant found after a notice of the runtime is kept, and the notice marked."""
+    history.session("talk")
+    history.say("talk", "user", "[ASYNC DELEGATION COMPLETE — d1]\nlong output")
+    history.say("talk", "assistant", "The build is green.")
+    history.say("talk", "user", "[System: The active model for this chat has changed to x]")
+    history.say("talk", "user", "and now?")
+    history.say("talk", "assistant", "Ship it.")
+    status, _, _ = run("--yes")
+    assert status == 0
+    assert stored(server.url) == {
+        "talk": [
+            "Runtime (not the user): [ASYNC DELEGATION COMPLETE — d1]",
+            "Assistant: The build is green.",
+            "User: and now?",
+            "Assistant: Ship it.",
+        ]
+    }
+
+
+def test_kinds_of_messages(history, home):
+    """Hermes 0.20 and later mark what nobody typed; what a person steers with is theirs."""
+    history.db.execute("ALTER TABLE messages ADD COLUMN display_kind TEXT")
+    history.session("talk")
+    history.say("talk", "user", "job 7 is done", display_kind="process_complete")
+    history.say("talk", "assistant", "It found nothing.")
+    history.say("talk", "user", "look again", display_kind="steer")
+    history.say("talk", "assistant", "Here it is.")
+    (past,) = past_sessions(home)
+    assert [turn.from_runtime for turn in past.turns] == [True, False]
+
+
+def test_secrets_are_hidden(history, home, run, server):
+    """An import hides the secrets that a live turn hides; imported again, it is stored once."""
+    history.session("talk")
+    for number in range(8):
+        history.say("talk", "user", f"the password is hunter{number}x " + "y" * 900)
+        history.say("talk", "assistant", "noted " + "z" * 900)
+    configure(home, api_url=server.url, bank_id="b", redact=False)
+    assert run("--yes")[0] == 0
+    ids = [document["id"] for document in documents(server.url)]
+    assert len(ids) > 1
+    journal = home / "hindsight" / "outbox" / "imported.jsonl"
+    journal.write_text(journal.read_text().replace('"done"', '"begun"'))  # as if it was killed
+    configure(home, api_url=server.url, bank_id="b")
+    assert run("--yes")[0] == 0
+    assert [document["id"] for document in documents(server.url)] == ids
+    assert "hunter" not in json.dumps(stored(server.url))
+    assert "[redacted]" in json.dumps(stored(server.url))
+
+
+def test_what_an_import_costs(history, run):
+    """The estimate counts as the server extracts: document by document, a call at least for each."""
+    for number in range(20):
+        history.session(f"s{number}")
+        history.talk(f"s{number}", 1)
+    history.session("long")
+    for _ in range(4):
+        history.say("long", "user", "x" * 2900)
+        history.say("long", "assistant", "y" * 2900)
+    out = run("--dry-run")[1]
+    assert "with 24 turns: about 28 calls of the server's LLM" in out
+    assert "0.4 million characters" in out
+    assert (
+        sum(one["extractions"] for one in json.loads(run("--dry-run", "--json")[1])["sessions"])
+        == 28
+    )
 
 
 def test_copies_that_compression_made(history, home):

@@ -6,6 +6,8 @@ import pytest
 
 from hindsight_exec.hermes.redact import redact
 
+from .test_turns import contents
+
 
 def made(prefix, length, alphabet="a1B2c3D4e5F6g7H8"):
     """Put together here, so that no scanner takes the test for a leak."""
@@ -83,3 +85,48 @@ def test_long_texts(unit):
     """The time grows with the length of a text, and no faster: a quadratic one does not end."""
     text = unit * (500_000 // len(unit))
     assert len(redact(text)) <= len(text)
+
+
+def test_secrets_do_not_get_to_the_disk(make, hindsight, home):
+    """A secret of a turn or a note is neither on disk nor on the server."""
+    provider = make(retain_idle_seconds=1000)
+    hindsight.stop()
+    provider.sync_turn(f"my key is {SECRETS[0]}", "noted")
+    provider.handle_tool_call("hindsight_retain", {"content": f"key {SECRETS[1]}"})
+    raw = b"".join(path.read_bytes() for path in (home / "hindsight" / "outbox").iterdir())
+    assert SECRETS[0].encode() not in raw
+    assert SECRETS[1].encode() not in raw
+    hindsight.start()
+    provider._retain_queue.join()
+    sent = "".join(item["content"] for item in hindsight.items())
+    assert sent.count("[redacted]") == 2
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"redact": False}, [f"User: private: {SECRETS[1]}", "Assistant: fine"]),
+        ({"retain_skip_patterns": ["^private"]}, None),
+        ({"retain_skip_patterns": ["^public"]}, ["User: private: [redacted]", "Assistant: fine"]),
+        ({"retain_strip_patterns": ["private: "]}, ["User: [redacted]", "Assistant: fine"]),
+        ({"retain_strip_patterns": [".*"]}, None),
+        ({"retain_roles": ["user"]}, ["User: private: [redacted]"]),
+        ({"retain_max_chars": 7}, ["User: private […]", "Assistant: fine"]),
+    ],
+)
+def test_what_the_user_wants_kept(make, hindsight, values, expected):
+    """Patterns, roles and a bound decide what of a turn is kept."""
+    provider = make(**values)
+    provider.sync_turn(f"private: {SECRETS[1]}", "fine")
+    provider.shutdown()
+    assert [contents(item) for item in hindsight.items()] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("key", ["retain_skip_patterns", "retain_strip_patterns"])
+def test_a_wrong_pattern(make, hindsight, key):
+    """A pattern that is no regular expression keeps nothing at all until it is corrected."""
+    provider = make(**{key: ["("]})
+    assert key in provider.unavailable_reason()
+    provider.sync_turn("private", "fine")
+    provider.shutdown()
+    assert hindsight.items() == []
