@@ -23,10 +23,11 @@ import sysconfig
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
 from hindsight_exec.errors import ConfigError, Starting, Unavailable
+from hindsight_exec.hermes import host
 from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
 
 if TYPE_CHECKING:
@@ -63,14 +64,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def missing(settings: Settings) -> str:
+def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> str:
     """Why the mode cannot be used at all, in words for the user; "" if it can."""
     if importlib.util.find_spec("hindsight_embed") is None:
         return (
             "mode local_embedded needs hindsight-embed (and Python 3.11 or later):"
             f" {sys.executable} -m pip install 'hindsight-exec[embedded]'"
         )
-    if sys.platform != "win32" and os.geteuid() == 0 and not _has_database(settings):
+    if (
+        sys.platform != "win32"
+        and os.geteuid() == 0
+        and not _has_database(
+            settings, host.profile_environment(settings) if environ is None else environ
+        )
+    ):
         return (
             "mode local_embedded cannot be used by root, as PostgreSQL refuses to be run by it:"
             " run Hermes as another user, or start a server and use local_external"
@@ -107,8 +114,9 @@ def daemon_of(settings: Settings) -> Daemon:
     """The daemon of these settings, in this process."""
     from hindsight_exec.client.registry import find_by  # noqa: PLC0415 - brings asyncio
 
-    known = _daemons.setdefault(settings.api_url, Daemon(settings))
-    known.settings = settings
+    made = Daemon(settings)  # on the thread whose environment is the profile's
+    known = _daemons.setdefault(settings.api_url, made)
+    known.settings, known.environ = settings, made.environ
     find_by(settings.api_url, known)
     return known
 
@@ -117,7 +125,8 @@ class Daemon:
     """One profile's daemon, as this process sees it. A `clients.Finder`: used on the loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings  # may be set from any thread
+        self.settings = settings  # may be set from any thread, as the next
+        self.environ = host.profile_environment(settings)
         self._starter: Optional[subprocess.Popen[bytes]] = None
         self._started: Optional[Settings] = None
         self._running: Optional[Settings] = None  # with these, as far as is known
@@ -150,9 +159,9 @@ class Daemon:
         """Starts the starter, unless it runs; None if it cannot, or not yet."""
         if self._starter is None and not self._pause_left():
             self._started = self.settings
-            why = missing(self.settings)
+            why = missing(self.settings, self.environ)
             try:
-                self._starter = None if why else _start(self._started)
+                self._starter = None if why else _start(self._started, self.environ)
             except OSError as error:
                 why = str(error)
             if self._starter is None:
@@ -186,8 +195,8 @@ class Daemon:
         return kind("", self.settings.api_url, None, why, wait)
 
 
-def _start(settings: Settings) -> subprocess.Popen[bytes]:
-    environ = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_THE_DAEMON}
+def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    environ = {k: v for k, v in environ.items() if k not in _NOT_FOR_THE_DAEMON}
     if settings.port_health_grace_timeout is not None:
         # Read when the package is imported.
         grace = str(settings.port_health_grace_timeout)
@@ -273,10 +282,10 @@ def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optiona
     return changes
 
 
-def _has_database(settings: Settings) -> bool:
+def _has_database(settings: Settings, environ: Mapping[str, str]) -> bool:
     """Whether the daemon is told to use a database that is not its own."""
     name = "HINDSIGHT_EMBED_API_DATABASE_URL"
-    url = _profile_of(settings).get(name) or os.environ.get(name) or "pg0"
+    url = _profile_of(settings).get(name) or environ.get(name) or "pg0"
     return not url.startswith("pg0")
 
 

@@ -6,15 +6,20 @@ hermes-agent 0.19.0; what a later one adds is used where it is found.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple
 
+from hindsight_exec.errors import ConfigError
+from hindsight_exec.settings import reading
 from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.dotenv import read_variables
 from hindsight_exec.settings.folders import default_hermes_home
 
 if TYPE_CHECKING:
@@ -89,20 +94,55 @@ def environment() -> Mapping[str, str]:
     """The variables that count in this context.
 
     A gateway that serves several profiles gives each its own secrets, bound to
-    the calling thread; what the process' environment holds may be another's.
+    the calling thread. The process's environment holds those of the profile that
+    the gateway was started for: they are no other profile's.
     """
+    scope = _scope()
+    routed = _take("agent.secret_scope", "serves_routed_profile")
+    routed = routed or _take("agent.secret_scope", "is_multiplex_active")
+    if routed and routed():
+        return {**_of_the_machine(), **(scope or {})}
+    # Elsewhere a host's scope lies over the process's environment.
+    return os.environ if scope is None else {**os.environ, **scope}
+
+
+def profile_environment(settings: Settings) -> Dict[str, str]:
+    """The environment of the profile that settings were loaded from, for its programs."""
+    environ = environment()
+    kind, _, home = settings.credential.partition(":")
+    if kind == "hermes":
+        loaded = _scope() is not None or "hermes_cli.env_loader" in sys.modules
+        with contextlib.suppress(ConfigError, OSError):
+            return reading.profile_environment(Path(home), environ, host_loaded=loaded)
+    return dict(environ)
+
+
+def _scope() -> Optional[Mapping[str, str]]:
     current = _take("agent.secret_scope", "current_secret_scope")
-    scope = current() if current else None
-    if scope is not None:
-        return {**_without_ours(), **scope}
-    multiplexed = _take("agent.secret_scope", "is_multiplex_active")
-    if multiplexed and multiplexed():
-        return _without_ours()
-    return os.environ
+    scope: Optional[Mapping[str, str]] = current() if current else None
+    return scope
 
 
-def _without_ours() -> Dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("HINDSIGHT_")}
+# What is the machine's, not a profile's: where programs and files are, languages, proxies.
+_MACHINE = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|XDG_\w+|PYTHONPATH"
+    r"|VIRTUAL_ENV|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY"
+    r"|HERMES_MANAGED_DIR|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT|(LOCAL)?APPDATA|PROGRAM\w+"
+    r"|USERPROFILE|HOMEDRIVE|HOMEPATH|NUMBER_OF_PROCESSORS",
+    re.IGNORECASE,
+)
+
+
+def _of_the_machine() -> Dict[str, str]:
+    try:
+        profiles = read_variables(default_hermes_home(os.environ) / ".env")
+    except (ConfigError, OSError):
+        profiles = {}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if _MACHINE.fullmatch(name) and name not in profiles
+    }
 
 
 _cache: Dict[Path, Tuple[Any, Settings]] = {}
@@ -116,7 +156,8 @@ def settings_of(home: Path) -> Settings:
     """
     environ = environment()
     legacy = Path(environ.get("HOME", "")) / ".hindsight" / "config.json"
-    files = (home / "hindsight" / "config.json", home / ".env", legacy)
+    managed = Path(environ.get("HERMES_MANAGED_DIR", "") or "/etc/hermes") / ".env"
+    files = (home / "hindsight" / "config.json", home / ".env", legacy, managed)
     ours = sorted(item for item in environ.items() if item[0].startswith("HINDSIGHT_"))
     state = (tuple(map(_stamp, files)), ours)
     cached = _cache.get(home)

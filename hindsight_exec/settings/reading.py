@@ -23,7 +23,7 @@ from .dotenv import read_variables
 from .folders import user_home
 from .values import PARSERS, WrongValue, brief
 
-__all__ = ["Found", "read", "read_config"]
+__all__ = ["Found", "profile_environment", "read", "read_config"]
 
 
 @dataclass
@@ -161,6 +161,12 @@ class _Variables:
             variables._layers = [files[0], ("environment", loaded), files[1]]
         return variables
 
+    def merged(self) -> Dict[str, str]:
+        found: Dict[str, str] = {}
+        for _, variables in reversed(self._layers):
+            found.update(variables)
+        return found
+
     def find(self, name: str) -> Optional[_Stated]:
         for place, variables in self._layers:
             if name in variables:
@@ -169,6 +175,17 @@ class _Variables:
                 same = [file for file, holds in self._files if holds.get(name) == variables[name]]
                 return _Stated(same[0] if same else place, name, value) if value else None
         return None
+
+
+def profile_environment(
+    hermes_home: Path, environ: Mapping[str, str], *, host_loaded: bool
+) -> Dict[str, str]:
+    """Return the environment of a profile: that of the process, with the profile's ``.env``.
+
+    Raises:
+        ConfigError: A ``.env`` cannot be read.
+    """
+    return _Variables.of_profile(hermes_home, environ, host_loaded).merged()
 
 
 def _read_file(

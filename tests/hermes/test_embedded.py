@@ -333,7 +333,7 @@ def test_settings_that_come_while_a_start_fails(daemon, home, monkeypatch):
     one = embedded.daemon_of(Settings.load(home))
     start = embedded._start
 
-    def fail(settings):
+    def fail(settings, environ):
         configure(home, mode="local_embedded", llm_model="new")
         embedded.daemon_of(Settings.load(home))  # on another thread, a new session
         raise OSError("no process")
