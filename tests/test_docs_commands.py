@@ -72,10 +72,10 @@ HERE = {
     ),
     "hindsight-exec dead list": Run(shows=(" dead ", "rejected: the server's words")),
     "dead list": Run("hindsight-exec dead list", shows=("rejected: the server's words",)),
-    "dead retry": Run("hindsight-exec dead retry --all", shows=("1 dead letter revived",)),
+    "dead retry": Run("hindsight-exec dead retry --all", shows=("1 dead letter queued again",)),
     "dead discard": Run("hindsight-exec dead discard --all", shows=("1 dead letter erased",)),
     "hindsight-exec doctor": Run(
-        shows=("state folder: ", "SQLite: ", "configuration: ", "server: ", "key: accepted")
+        shows=("state directory: ", "SQLite: ", "configuration: ", "server: ", "key: accepted")
     ),
     "hindsight-exec import hermes --dry-run": Run(shows=IMPORT),
     "hindsight-exec import hermes": Run(
@@ -84,9 +84,11 @@ HERE = {
     "hindsight-exec retain talk.jsonl --bank notes": Run(
         shows=("1 of 1 turn stored in bank 'notes'", "as session 'talk'")
     ),
-    "hindsight-exec flush": Run(shows=("nothing waits",), stored="s"),
+    "hindsight-exec flush": Run(shows=("no turns are waiting",), stored="s"),
     "hindsight-exec flush --timeout 60 >/dev/null 2>&1": Run(stored="s"),
-    "%h/.local/bin/hindsight-exec flush --timeout 60": Run(shows=("nothing waits",), stored="s"),
+    "%h/.local/bin/hindsight-exec flush --timeout 60": Run(
+        shows=("no turns are waiting",), stored="s"
+    ),
     'eval "$(hindsight-exec completion bash)"': Run(
         'eval "$(hindsight-exec completion bash)" && complete -p hindsight-exec',
         shows=("-F _shtab_hindsight_exec",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -131,14 +132,38 @@ def number(
 
 
 def text(value: str) -> str:
-    """Text that is not empty. A script's unset variable must not mean "all", or the default."""
+    """The type of an argument that is a text: not empty, and as it was typed.
+
+    A locale such as C turns bytes above 127 into lone surrogates, which no server stores.
+    """
+    try:
+        value = os.fsencode(value).decode() if re.search("[\ud800-\udfff]", value) else value
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        raise argparse.ArgumentTypeError(
+            f"invalid value {value!r}: not UTF-8, and this locale has no other encoding for it;"
+            " set LC_ALL"
+        ) from None
     if not value.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return value
 
 
 def folder(value: str) -> Path:
-    return Path(text(value))
+    """The type of an argument that is a directory, in the bytes that were typed."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(value)
+
+
+_UNITS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(value: str) -> float:
+    """The type of an argument that is a time span, in seconds: `90`, `90s`, `15min`, `1h`, `2d`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d|)", value.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"invalid value {value!r} (expected 90s, 15min, 1h or 2d)")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def date(text: str) -> float:

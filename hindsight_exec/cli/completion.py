@@ -1,4 +1,4 @@
-"""`hindsight-exec completion`: what a shell needs to complete the arguments."""
+"""`hindsight-exec completion`: print the script with which a shell completes arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ConfigError(
-            "completion needs shtab: install 'hindsight-exec[cli]', or shtab beside it"
-        ) from None
+        raise ConfigError("completion needs shtab; run pip install 'hindsight-exec[cli]'") from None
     if args.shell not in shtab.SUPPORTED_SHELLS:
         known = ", ".join(shtab.SUPPORTED_SHELLS)
-        raise ConfigError(f"no completion for {args.shell!r}: one of {known}")
+        raise ConfigError(f"unknown shell {args.shell!r} (expected one of {known})")
     say(shtab.complete(make_parser(["completion"]), args.shell))
     return OK

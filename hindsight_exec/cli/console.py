@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 #: Exit statuses, the same for all commands; `hindsight-exec --help` lists them.
 OK, UNDONE, USAGE, UNREACHABLE, KEY_REFUSED = range(5)
 
-#: Exit status after Ctrl-C, as a shell gives it.
-INTERRUPTED = 130
-
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
 # Control characters but tab and line feed.
@@ -32,6 +30,9 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Seconds between lines of progress where there is no bar.
 _LINE_EVERY = 3.0
 
+# A column of a table is not cut below this many characters.
+_NARROWEST = 6
+
 
 def say(text: str = "") -> None:
     """Write a line of the command's result."""
@@ -39,26 +40,48 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line beside the result: to standard error."""
-    print(f"hindsight-exec: {plain(text)}", file=sys.stderr)
+    """Write a line beside the result, to standard error; nobody may be reading it."""
+    with contextlib.suppress(OSError):
+        print(f"hindsight-exec: {plain(text)}", file=sys.stderr)
 
 
 def say_json(value: Any) -> None:
     """Write the result for a script."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    # Where the terminal's encoding lacks a character, only an escape of JSON's own is still JSON.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, indent=2, ensure_ascii=not unicode, default=str))
 
 
-def forgive_encoding() -> None:
-    """Have a terminal that cannot show a character show an escape, not end the command."""
+def prepare_streams() -> None:
+    """Make standard streams usable that the caller closed or that lack characters.
+
+    Python has None for a closed stream, and the next file that we open gets its number: a library
+    that writes to standard error would write into an outbox.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
+def finish_output() -> str:
+    """Write out what is buffered; the reason if that fails. The reader of a pipe may have left."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        left = isinstance(error, BrokenPipeError)
+        return "the reader left" if left else f"cannot write the output: {error.strerror}"
+    return ""
+
+
 @contextlib.contextmanager
 def without_warnings(*, errors: bool = False) -> Iterator[None]:
-    """Keep the package's warnings (and errors) back where a command says the same in its own words."""
+    """Silence the package's warnings (and errors) where a command reports the same itself."""
     logger = logging.getLogger("hindsight_exec")
     level = logger.level
     logger.setLevel(logging.CRITICAL if errors else logging.ERROR)
@@ -69,7 +92,7 @@ def without_warnings(*, errors: bool = False) -> Iterator[None]:
 
 
 def is_rich() -> bool:
-    """Whether bars and colours are welcome: a terminal, and nobody said no."""
+    """Whether bars and colours are welcome: on a terminal, unless the user said no."""
     environ = os.environ
     welcome = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     return welcome and sys.stdout.isatty() and sys.stderr.isatty()
@@ -80,7 +103,7 @@ def coloured(text: str, colour: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that somebody else wrote, without what would steer a terminal."""
+    """A text of foreign origin, without what would steer a terminal."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
@@ -90,7 +113,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as somebody would say them."""
+    """Seconds as people say them."""
     for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name}"
@@ -98,14 +121,32 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Write rows as columns; those in `right` are aligned there."""
+    """Write rows as columns, cut to the width of a terminal; those in ``right`` align there."""
     widths = [max(map(len, column)) for column in zip(*rows)]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+        while sum(widths) > room and max(widths) > _NARROWEST:
+            widths[widths.index(max(widths))] -= 1
     for row in rows:
-        cells = [
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths))
-        ]
+        cells = []
+        for number, (text, width) in enumerate(zip(row, widths)):
+            cell = text if len(text) <= width else f"{text[: width - 1]}…"
+            cells.append(cell.rjust(width) if number in right else cell.ljust(width))
         say("  ".join(cells).rstrip())
+
+
+def agreed(question: str, *, yes: bool) -> bool:
+    """Whether the user agrees; ``yes`` agrees beforehand.
+
+    Raises:
+        EOFError: Nobody can be asked here.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise EOFError
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 class Progress:
@@ -150,7 +191,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, total: int, detail: str = "") -> None:
-        """So many are done; to be called as often as one likes."""
+        """Report the state. Call it as often as you like."""
         if self._bar is not None:
             task = self._bar.task_ids[0]
             what = f"{self._what} ({detail})" if detail else self._what

@@ -1,11 +1,10 @@
-"""`outbox` and `dead`: reading and erasing what waits, and what the server would not take."""
+"""`outbox` and `dead`: read and erase queued turns, and those that the server refused."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -15,8 +14,8 @@ from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
-from .console import OK, UNDONE, counted, duration, note, plain, say, say_json, table
-from .targets import folders
+from .console import OK, UNDONE, agreed, counted, duration, note, plain, say, say_json, table
+from .targets import advice, folders
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +26,7 @@ _WIDTH = 50  # characters of a content in a list
 
 @dataclass(frozen=True)
 class Entry:
-    """A held turn or a document, with a name that is its own in all files."""
+    """A held turn or a document, with a name that is unique in all files."""
 
     name: str
     path: Path
@@ -39,7 +38,7 @@ class Entry:
 
 
 def entries(places: list[Path]) -> Iterator[Entry]:
-    """All entries of the folders. Files that cannot be read are told."""
+    """All entries of the directories. Notes the files that cannot be read."""
     for folder in places:
         for path in spool.files(folder):
             try:
@@ -56,7 +55,7 @@ def entries(places: list[Path]) -> Iterator[Entry]:
 
 
 def outbox_list(args: argparse.Namespace) -> int:
-    return _list(args, "nothing waits", ("held", "queued", "accepted"))
+    return _list(args, "no turns are waiting", ("held", "queued", "accepted"))
 
 
 def dead_list(args: argparse.Namespace) -> int:
@@ -73,20 +72,10 @@ def _list(args: argparse.Namespace, none: str, states: tuple[str, ...]) -> int:
         rows = [("ID", "STATE", "AGE", "TURNS", "BANK", "SESSION", "CONTENT")]
         for entry in found:
             row = entry.row
-            age = duration(time.time() - row["given_at"])
-            told = row["error"] or _first_words(row["content"])
+            about = row["error"] or _first_words(row["content"])
+            cells = (entry.name, row["state"], duration(time.time() - row["given_at"]))
             turns = str(row["turns"])
-            rows.append(
-                (
-                    entry.name,
-                    row["state"],
-                    age,
-                    turns,
-                    row["bank"],
-                    _cut(row["session"]),
-                    _cut(told),
-                )
-            )
+            rows.append((*cells, turns, row["bank"], _cut(row["session"]), _cut(about)))
         table(rows, right=(2, 3))
     return OK
 
@@ -98,7 +87,7 @@ def outbox_show(args: argparse.Namespace) -> int:
         return OK
     row = entry.row
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["given_at"]))
-    say(f"{entry.name}: {row['state']}, {counted(row['turns'], 'turn')} given at {at}")
+    say(f"{entry.name}: {row['state']}, {counted(row['turns'], 'turn')} accepted at {at}")
     say(f"to {row['url']}, bank {row['bank']}, session {plain(row['session'])}")
     for name, label in (("document_id", "document"), ("error", "error")):
         if row[name]:
@@ -110,11 +99,14 @@ def outbox_show(args: argparse.Namespace) -> int:
 
 
 def outbox_purge(args: argparse.Namespace) -> int:
-    """Erase for good what waits and what is dead."""
+    """Erase queued turns and dead letters for good."""
     places = folders(args.state)
     what = f"session {args.session!r}" if args.session else "all sessions"
-    if not _agreed(args, f"Erase what waits and what is dead of {what}, for good?"):
-        return UNDONE
+    try:
+        if not agreed(f"Erase the queued turns and dead letters of {what}?", yes=args.yes):
+            return UNDONE
+    except EOFError:
+        raise ConfigError("no terminal to ask on; use --yes to erase without a question") from None
     session = identifier(args.session) if args.session else None
     erased = removed = 0
     missed = []
@@ -133,41 +125,41 @@ def outbox_purge(args: argparse.Namespace) -> int:
             removed += len(aside)
         elif aside:
             missed.append(
-                f"{counted(len(aside), 'file')} set aside in {folder} may hold turns of it, too:"
-                " a purge without --session erases them"
+                f"{counted(len(aside), 'file')} set aside in {folder} may also hold turns of this"
+                " session; a purge without --session erases them"
             )
     if args.json:
-        return _told({"erased": erased, "files_set_aside": removed}, missed)
+        return _report_json({"erased": erased, "files_set_aside": removed}, missed)
     if removed:
         note(f"erased {counted(removed, 'file')} that had been set aside")
     say(f"{counted(erased, 'turn')} erased")
-    return _missed(missed)
+    return _report(missed)
 
 
 def dead_retry(args: argparse.Namespace) -> int:
     count, missed = _dead(args, lambda outbox, numbers: outbox.requeue(numbers))
     if args.json:
-        return _told({"revived": count}, missed)
-    say(f"{counted(count, 'dead letter')} revived")
+        return _report_json({"revived": count}, missed)
+    say(f"{counted(count, 'dead letter')} queued again")
     if count:
-        note("'hindsight-exec flush' sends them now, or the next start does")
-    return _missed(missed)
+        note(f"the next start sends them; '{advice('flush')}' sends them now")
+    return _report(missed)
 
 
 def dead_discard(args: argparse.Namespace) -> int:
     count, missed = _dead(args, lambda outbox, numbers: outbox.discard(numbers))
     if args.json:
-        return _told({"erased": count}, missed)
+        return _report_json({"erased": count}, missed)
     say(f"{counted(count, 'dead letter')} erased")
-    return _missed(missed)
+    return _report(missed)
 
 
 def _dead(
     args: argparse.Namespace, change: Callable[[Outbox, list[int]], int]
 ) -> tuple[int, list[str]]:
-    """Change the dead letters that are named, or all; how many were, and what could not be."""
+    """Change the named dead letters, or all: how many were changed, and what went wrong."""
     if bool(args.ids) == args.all:
-        raise ConfigError("name dead letters by their ids (see 'dead list'), or give --all")
+        raise ConfigError(f"name dead letters (see '{advice('dead list')}'), or use --all")
     found = [entry for entry in entries(folders(args.state)) if entry.row["state"] == "dead"]
     chosen = found if args.all else [_named(name, found) for name in args.ids]
     count = 0
@@ -182,7 +174,7 @@ def _dead(
 
 
 def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
-    """Change a file while nobody else may; an empty one is removed.
+    """Change a file while we own it, and remove it if it is empty then.
 
     Raises:
         ConfigError: A running process owns it.
@@ -192,7 +184,7 @@ def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
     if claim is None:
         if not path.exists():
             return 0
-        raise ConfigError(f"{path.name} belongs to a running process: end that first")
+        raise ConfigError(f"a running process owns {path.name}; end this process first")
     empty = False
     try:
         with contextlib.closing(Outbox(path)) as outbox:
@@ -203,13 +195,12 @@ def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
     return count
 
 
-def _told(result: dict[str, Any], problems: list[str]) -> int:
-    """The same for a script."""
+def _report_json(result: dict[str, Any], problems: list[str]) -> int:
     say_json({**result, "errors": problems})
     return UNDONE if problems else OK
 
 
-def _missed(problems: list[str]) -> int:
+def _report(problems: list[str]) -> int:
     for problem in problems:
         note(problem)
     return UNDONE if problems else OK
@@ -219,16 +210,7 @@ def _named(name: str, found: list[Entry]) -> Entry:
     for entry in found:
         if entry.name == name:
             return entry
-    raise ConfigError(f"there is no {name!r}; the lists show the ids")
-
-
-def _agreed(args: argparse.Namespace, question: str) -> bool:
-    if args.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigError("nobody can be asked here: give --yes to erase without a question")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    raise ConfigError(f"no entry {name!r}; run '{advice('outbox list')}' to see the ids")
 
 
 def _messages(content: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`hindsight-exec demo`: processes that end in five ways, and what of their turns is stored."""
+"""`hindsight-exec demo`: end processes in five ways, and count which of their turns are stored."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Iterator
 
 from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.client.loop import background_loop
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_KINDS = ("ours", "theirs")
+# The columns: what each is called in JSON and in the table.
+_COLUMNS = {
+    "ours": ("hindsight_exec", "hindsight-exec"),
+    "aiohttp": ("pool_aiohttp", "pool, aiohttp"),
+    "urllib": ("pool_urllib", "pool, urllib"),
+}
 _PROGRAM = (sys.executable, "-m", "hindsight_exec")
 
-# Seconds a request takes, about what a real server takes to accept one.
+# Seconds that a request takes: about what a real server takes to accept one.
 _LATENCY = 0.05
 
-# Seconds after which a process is taken for stuck. Nothing here comes near.
+# Seconds after which a process counts as stuck. Nothing here comes near.
 _STUCK = 30.0
 
 
@@ -54,7 +60,7 @@ ENDINGS = (
     Ending("Ctrl-C", "wait", signal.SIGINT),
     Ending("raises an exception", "raise"),
     Ending("SIGKILL, then the next start", "wait", getattr(signal, "SIGKILL", signal.SIGTERM)),
-    Ending("server down until the next start", server=False),
+    Ending("server down, then the next start", server=False),
 )
 
 
@@ -76,48 +82,47 @@ class Outcome:
 def run(args: argparse.Namespace) -> int:
     if not args.json:
         say(
-            f"Processes are given {args.turns} turns each, and end. The server takes"
+            f"Processes accept {args.turns} turns each, and end. The server takes"
             f" {_LATENCY * 1000:.0f} ms for a request."
         )
-    # Two at once: ours, and the same with a plain ThreadPoolExecutor.
+    # One lane for each column. Leaving in the middle ends the processes first: the lanes wait.
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hindsight-exec-")))
         server = stack.enter_context(_Server(folder / "server"))
-        lanes = stack.enter_context(DrainingExecutor(len(_KINDS)))
-        trials = [
-            [_Trial(kind, one, args.turns, server, folder) for one in ENDINGS] for kind in _KINDS
+        lanes = stack.enter_context(DrainingExecutor(len(_COLUMNS)))
+        processes = stack.enter_context(_Processes())
+        columns = [
+            [_Trial(kind, one, args.turns, server, folder, processes) for one in ENDINGS]
+            for kind in _COLUMNS
         ]
-        list(lanes.map(_run_with_server, trials))
+        list(lanes.map(_run_with_server, columns))
         server.stop()
-        list(lanes.map(_run_without_server, trials))
+        list(lanes.map(_run_without_server, columns))
         server.start()
-        ours, theirs = lanes.map(_outcomes, trials)
+        outcomes = dict(zip(_COLUMNS, lanes.map(_outcomes, columns)))
+    ours = outcomes["ours"]
     right = all(outcome.right for outcome in ours)
     if args.json:
-        say_json({"hindsight_exec": list(map(asdict, ours)), "plain": list(map(asdict, theirs))})
+        say_json({_COLUMNS[kind][0]: list(map(asdict, found)) for kind, found in outcomes.items()})
     else:
-        _show(ours, theirs)
+        _show(outcomes)
     if not right:
         lost = sum(outcome.given - outcome.stored for outcome in ours)
-        note(f"{lost} of our turns are lost, {sum(one.twice for one in ours)} are stored twice")
+        note(f"hindsight-exec lost {lost} turns and stored {sum(o.twice for o in ours)} twice")
     return OK if right else UNDONE
 
 
-def _show(ours: list[Outcome], theirs: list[Outcome]) -> None:
-    rows: list[tuple[str, ...]] = [
-        ("", "", "hindsight-exec", "", "ThreadPoolExecutor", ""),
-        ("the process", "given", "stored", "exit", "stored", "exit"),
-    ]
-    for one, other in zip(ours, theirs):
-        cells = [one.ending, str(one.given)]
-        for outcome in (one, other):
-            cells += [str(outcome.stored), f"{outcome.exit_seconds:.2f} s"]
-        rows.append(tuple(cells))
+def _show(outcomes: dict[str, list[Outcome]]) -> None:
+    rows = [("turns stored, exit time", *(_COLUMNS[kind][1] for kind in outcomes))]
+    for number, ending in enumerate(ENDINGS):
+        found = [column[number] for column in outcomes.values()]
+        cells = [f"{one.stored}  {one.exit_seconds:5.2f} s" for one in found]
+        rows.append((ending.name, *cells))
     say()
-    table(rows, right=(1, 2, 3, 4, 5))
+    table(rows, right=(1, 2, 3))
     say()
-    if all(one.right for one in ours):
-        say(coloured("Every turn given to hindsight-exec is stored, once.", "green"))
+    if all(one.right for one in outcomes["ours"]):
+        say(coloured("hindsight-exec stored every accepted turn once.", "green"))
 
 
 def _run_with_server(trials: list[_Trial]) -> None:
@@ -134,6 +139,42 @@ def _run_without_server(trials: list[_Trial]) -> None:
 
 def _outcomes(trials: list[_Trial]) -> list[Outcome]:
     return [trial.outcome() for trial in trials]
+
+
+class _Processes:
+    """The running processes, so that a demo that is left takes them along. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._left = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._left = True
+            running = list(self._running)
+        for process in running:
+            process.kill()
+
+    @contextlib.contextmanager
+    def start(self, command: list[str]) -> Iterator[subprocess.Popen[str] | None]:
+        """A process, ended with the block; None once the demo is left."""
+        with self._lock:
+            process = None if self._left else _start(command)
+            if process is not None:
+                self._running.add(process)
+        if process is None:
+            yield None
+            return
+        try:
+            yield process
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            _end(process)
 
 
 class _Server:
@@ -158,7 +199,7 @@ class _Server:
         self._process = process
         self.url = _first_line(process)
         if not self.url:
-            raise HindsightExecError("the server of the demo does not start")
+            raise HindsightExecError("the demo's server did not start")
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -170,7 +211,13 @@ class _Trial:
     """One process, from its start to the count of what is stored of its turns."""
 
     def __init__(
-        self, kind: str, ending: Ending, turns: int, server: _Server, folder: Path
+        self,
+        kind: str,
+        ending: Ending,
+        turns: int,
+        server: _Server,
+        folder: Path,
+        processes: _Processes,
     ) -> None:
         self.ending = ending
         self._kind = kind
@@ -178,40 +225,37 @@ class _Trial:
         self._turns = turns
         self._server = server
         self._state = folder / self._session
+        self._processes = processes
         self._seconds = 0.0
 
     def end(self) -> None:
         """Run the process to its end."""
-        child = _start(
-            [
-                *(sys.executable, "-m", "hindsight_exec.cli.demo_child"),
-                *(self._kind, self._server.url, self._session, str(self._turns)),
-                *(self.ending.end, str(self._state)),
-            ]
-        )
-        try:
-            _first_line(child)  # all turns are given
+        command = [
+            *(sys.executable, "-m", "hindsight_exec.cli.demo_child"),
+            *(self._kind, self._server.url, self._session, str(self._turns)),
+            *(self.ending.end, str(self._state)),
+        ]
+        with self._processes.start(command) as child:
+            if child is None:
+                return
+            _first_line(child)  # all turns are accepted
             began = time.monotonic()
             if self.ending.signal is not None:
                 child.send_signal(self.ending.signal)
-            child.wait(_STUCK)
-            self._seconds = time.monotonic() - began
-        except subprocess.TimeoutExpired:
-            self._seconds = _STUCK
-        finally:
-            _end(child)
+            try:
+                child.wait(_STUCK)
+                self._seconds = time.monotonic() - began
+            except subprocess.TimeoutExpired:
+                self._seconds = _STUCK
 
     def outcome(self) -> Outcome:
         if self._kind == "ours" and any(self._state.glob("*.db")):
-            # What the next program does that uses the folder. A machine under load may leave
-            # turns on disk where none are expected; they are not lost.
-            subprocess.run(  # noqa: S603 - our own program
-                [*_PROGRAM, "flush", "--state", str(self._state), "--timeout", str(_STUCK)],
-                env=_environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
+            # What the next program that uses the directory does. On a machine under load, turns
+            # may be on disk where none are expected; they are not lost.
+            flush = [*_PROGRAM, "flush", "--state", str(self._state), "--timeout", str(_STUCK)]
+            with self._processes.start(flush) as process:
+                if process is not None:
+                    process.wait()
         counts = Counter(background_loop().run(_stored(self._server.url, self._session)).result())
         return Outcome(
             self.ending.name,
@@ -223,9 +267,9 @@ class _Trial:
 
 
 async def _stored(url: str, session: str) -> list[str]:
-    """The questions of the session that the server holds, each as often as it is there."""
+    """The session's questions on the server, each as often as it is stored."""
     async with HindsightClient(url) as client:
-        # Operations are run in their order: when this one is done, all before it are.
+        # Operations run in their order: when this one is done, all before it are.
         marker = await client.retain(BANK, [{"content": "marker", "document_id": "marker"}])
         while True:
             operation = await client.operation(BANK, marker["operation_id"])
@@ -241,12 +285,12 @@ async def _stored(url: str, session: str) -> list[str]:
 
 
 def _start(command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    """A process that Ctrl-C at our terminal does not reach: we end it ourselves."""
+    """A process that Ctrl-C at our terminal does not reach; we end it ourselves."""
     return subprocess.Popen(  # noqa: S603 - our own program
         command,
         stdin=stdin,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # exit without us is loud
+        stderr=subprocess.DEVNULL,  # an exit without us is loud
         text=True,
         env=_environment(),
         start_new_session=True,
@@ -266,7 +310,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what the user has configured: the demo talks to its own server only."""
+    """Our environment without the user's configuration: the demo talks to its own server only."""
     return {
         name: value
         for name, value in os.environ.items()

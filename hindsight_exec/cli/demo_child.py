@@ -1,6 +1,6 @@
-"""The processes of the demo: each is given turns, and then ends as it is told.
+"""The processes of the demo: each accepts turns, and then ends as it is told.
 
-python -m hindsight_exec.cli.demo_child ours|theirs URL SESSION TURNS END STATE
+python -m hindsight_exec.cli.demo_child KIND URL SESSION TURNS END STATE
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
@@ -36,42 +37,63 @@ def ours(url: str, session: str, state: Path) -> Give:
     return lambda number: writer.put(turn(number), session=session, bank=BANK)
 
 
-def theirs(url: str, session: str, _state: Path) -> Give:
-    """What one would write without us: a thread pool, and a request in each job."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+def request(session: str, number: int) -> dict[str, object]:
+    item = {
+        "content": json.dumps(turn(number)),
+        "document_id": f"{session}/{number:06}",
+        "tags": [f"session:{session}"],
+    }
+    return {"items": [item], "async": True}
 
+
+def pool_aiohttp(url: str, session: str, _state: Path) -> Give:
+    """A thread pool whose jobs use asyncio, as programs with an asynchronous client write them."""
     import aiohttp  # noqa: PLC0415
 
-    executor = ThreadPoolExecutor(1)
-    # By its name, as servers are reached.
-    target = f"{url.replace('127.0.0.1', 'localhost')}/v1/default/banks/{BANK}/memories"
-
     async def send(number: int) -> None:
-        item = {
-            "content": json.dumps(turn(number)),
-            "document_id": f"{session}/{number:06}",
-            "tags": [f"session:{session}"],
-        }
         async with (
             aiohttp.ClientSession() as client,
-            client.post(target, json={"items": [item], "async": True}) as answer,
+            client.post(_memories(url), json=request(session, number)) as response,
         ):
-            answer.raise_for_status()
+            response.raise_for_status()
 
+    executor = ThreadPoolExecutor(1)
     return lambda number: executor.submit(lambda: asyncio.run(send(number)))
 
 
+def pool_urllib(url: str, session: str, _state: Path) -> Give:
+    """A thread pool whose jobs block: the standard library runs all of them at exit."""
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
+    def send(number: int) -> None:
+        body = json.dumps(request(session, number)).encode()
+        headers = {"Content-Type": "application/json"}
+        with urlopen(Request(_memories(url), body, headers)) as response:  # noqa: S310 - our own server
+            response.read()
+
+    executor = ThreadPoolExecutor(1)
+    return lambda number: executor.submit(send, number)
+
+
+def _memories(url: str) -> str:
+    # By name, as most servers are reached.
+    return f"{url.replace('127.0.0.1', 'localhost')}/v1/default/banks/{BANK}/memories"
+
+
+KINDS = {"ours": ours, "aiohttp": pool_aiohttp, "urllib": pool_urllib}
+
+
 def main(kind: str, url: str, session: str, turns: str, end: str, state: str) -> None:
-    # A shell that starts us in the background has SIGINT ignored.
+    # A shell's background job starts with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    give = {"ours": ours, "theirs": theirs}[kind](url, session, Path(state))
+    give = KINDS[kind](url, session, Path(state))
     for number in range(int(turns)):
         give(number)
     print("given", flush=True)
     if end == "raise":
-        raise ZeroDivisionError("an exception nobody catches")
-    while end == "wait":  # until somebody ends it
-        # Short: a signal that comes just before a sleep does not end it.
+        raise ZeroDivisionError("an exception that nothing catches")
+    while end == "wait":  # for a signal
+        # Short sleeps: a signal that comes just before a sleep does not end it.
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""`hindsight-exec doctor`: what delivery needs, checked one by one, each failure with its remedy."""
+"""`hindsight-exec doctor`: check what delivery needs, and name a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -9,50 +9,53 @@ from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Iterator
 
+from hindsight_exec.client.urls import EMBEDDED_URL
 from hindsight_exec.errors import ConfigError, OutboxError
 from hindsight_exec.hermes.checks import Check, server_checks
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.credentials import resolve_credential
 
-from .console import OK, UNDONE, coloured, say, say_json
-from .status import look
-from .targets import chosen_settings, folders
+from .console import OK, UNDONE, coloured, counted, say, say_json
+from .files import look
+from .flush import left_destinations, missing_keys
+from .targets import advice, chosen_settings, folders, is_ours
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from hindsight_exec.settings.config import Settings
-
 
 def run(args: argparse.Namespace) -> int:
-    places = folders(args.state)
-    checks = [*chain(*map(_folder, places)), _sqlite(), *_servers(places, args)]
+    checks = [_sqlite()]
+    try:
+        places = folders(args.state)
+    except ConfigError as error:
+        places = []
+        checks.append(Check("state directory", "failed", str(error), "name another"))
+    checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args)]
     if args.json:
         say_json([asdict(check) for check in checks])
     else:
         colours = {"ok": "green", "warning": "yellow", "failed": "red"}
         for check in checks:
-            say(
-                f"{coloured(check.state.ljust(7), colours[check.state])}  {check.name}: {check.found}"
-            )
+            state = coloured(check.state.ljust(7), colours[check.state])
+            say(f"{state}  {check.name}: {check.found}")
             if check.remedy:
                 say(f"{'':9}→ {check.remedy}")
     return UNDONE if any(check.state == "failed" for check in checks) else OK
 
 
-def _folder(place: Path) -> Iterator[Check]:
-    name = "state folder"
+def _directory(place: Path) -> Iterator[Check]:
+    """Whether turns can be kept there, and what waits there already."""
+    name = "state directory"
+    elsewhere = ", or name another with HINDSIGHT_EXEC_STATE" if is_ours() else ""
     existed = place.exists()
     try:
         claim = spool.create(place)
     except OutboxError as error:
-        yield Check(
-            name,
-            "failed",
-            str(error),
-            "make it a folder you may write to, or name another with HINDSIGHT_EXEC_STATE",
-        )
+        yield Check(name, "failed", str(error), f"make it writable for you{elsewhere}")
         return
     try:
         Outbox(claim.path).close()
@@ -64,48 +67,38 @@ def _folder(place: Path) -> Iterator[Check]:
         claim.release(remove=True)
     mode = stat.S_IMODE(place.stat().st_mode)
     if not locked:
-        yield Check(
-            name,
-            "failed",
-            f"{place} does not keep locks",
-            "name a folder on a local disk with HINDSIGHT_EXEC_STATE",
-        )
+        remedy = f"put it on a local disk{elsewhere}"
+        yield Check(name, "failed", f"{place} does not keep locks", remedy)
     elif os.name == "posix" and mode & 0o077:
-        yield Check(name, "failed", f"{place} is open to others ({mode:o})", f"chmod 700 '{place}'")
+        found = f"other users may enter {place} ({mode:o})"
+        yield Check(name, "failed", found, f"chmod 700 '{place}'")
     else:
         yield Check(name, "ok", str(place))
     if not existed:
         _remove(place)
         return
-    waiting = sum(file.summary.waiting for file in look(place) if not file.live)
-    dead = sum(file.summary.dead for file in look(place))
+    files = look(place)
+    waiting = sum(file.summary.waiting for file in files if not file.live)
+    dead = sum(file.summary.dead for file in files)
     if waiting:
-        yield Check(
-            "waiting", "warning", f"{waiting} turns of ended processes", "hindsight-exec flush"
-        )
+        found = f"ended processes left {counted(waiting, 'turn')}"
+        yield Check("waiting", "warning", found, advice("flush"))
     if dead:
-        yield Check(
-            "dead letters",
-            "warning",
-            f"{dead} turns the server would not take",
-            "see 'hindsight-exec dead list', then retry or discard them",
-        )
+        found = f"the server refused {counted(dead, 'turn')}"
+        remedy = f"run '{advice('dead list')}', then retry or discard them"
+        yield Check("dead letters", "warning", found, remedy)
     for path in spool.aside(place):
-        yield Check(
-            "set aside",
-            "warning",
-            path.name,
-            "a newer hindsight-exec reads what is newer; remove it once you have what you need",
-        )
+        remedy = "a newer hindsight-exec reads newer files; remove it once you have what you need"
+        yield Check("set aside", "warning", path.name, remedy)
 
 
 def _remove(place: Path) -> None:
-    """Take away the folder that only the check has made."""
+    """Remove the directory that only the check has made."""
     try:
         (place / ".folder.lock").unlink()
         place.rmdir()
     except OSError:
-        pass  # somebody has begun to use it
+        pass  # another process has begun to use it
 
 
 def _sqlite() -> Check:
@@ -116,33 +109,47 @@ def _sqlite() -> Check:
 
 
 def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
-    """The servers that the folders' turns go to, each once."""
-    known: list[Settings] = []
-    unconfigured = True
+    """The configured servers, and those that waiting turns go to, each once."""
+    name = "configuration"
+    or_url = ", or give --url" if is_ours() else ""
+    asked: set[tuple[str, str | None, str]] = set()
+    found = False
     for place in places[:1] if args.url else places:
         try:
             settings = chosen_settings(place, args.url, args.api_key, args.bank)
         except ConfigError as error:
-            unconfigured = False
-            yield Check(
-                "configuration", "failed", str(error), "correct it, or name a server with --url"
-            )
+            found = True
+            yield Check(name, "failed", str(error), f"correct it{or_url}")
             continue
         if settings is None:
             continue  # a user of Hermes may have configured nothing else
-        unconfigured = False
-        if not any(_same_server(settings, one) for one in known):
-            known.append(settings)
-            yield Check("configuration", "ok", str(settings.source or "environment and arguments"))
+        found = True
+        if _new(asked, settings):
+            yield Check(name, "ok", str(settings.source or "environment and arguments"))
             yield from server_checks(settings)
-    if unconfigured:
-        yield Check(
-            "configuration",
-            "warning",
-            "no server is configured",
-            "set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY), or give --url",
-        )
+    if not found:
+        remedy = f"set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY){or_url}"
+        yield Check(name, "warning", "no server is configured", remedy)
+    for place in places:
+        yield from _waiting_for(place, asked)
 
 
-def _same_server(one: Settings, other: Settings) -> bool:
-    return (one.api_url, one.api_key, one.bank_id) == (other.api_url, other.api_key, other.bank_id)
+def _waiting_for(place: Path, asked: set[tuple[str, str | None, str]]) -> Iterator[Check]:
+    """The servers of turns that ended processes left: it may not be the configured one."""
+    files = look(place)
+    for problem in missing_keys(files):
+        yield Check("waiting", "failed", "turns wait for a server whose key is unknown", problem)
+    for where in left_destinations(files):
+        key = resolve_credential(where.credential, where.url)
+        if key is None or where.url.startswith(EMBEDDED_URL):
+            continue
+        settings = Settings(api_url=where.url, api_key=key or None, bank_id=where.bank)
+        if _new(asked, settings):
+            yield from server_checks(settings)
+
+
+def _new(asked: set[tuple[str, str | None, str]], settings: Settings) -> bool:
+    asking = (settings.api_url, settings.api_key or None, settings.bank_id)
+    new = asking not in asked
+    asked.add(asking)
+    return new

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
 from hindsight_exec.conversation.turns import identifier, turn
-from hindsight_exec.delivery.schedule import chunks, documents, hold_of
+from hindsight_exec.delivery.schedule import Hold, chunks, documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
 from hindsight_exec.hermes import embedded
@@ -24,6 +24,7 @@ from hindsight_exec.outbox import spool
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.folders import default_hermes_home
 
+from .connection import LOOK, ask, probe, until_stored
 from .console import (
     KEY_REFUSED,
     OK,
@@ -39,7 +40,8 @@ from .console import (
     table,
     without_warnings,
 )
-from .retain import ask, probe, until_stored
+from .interrupts import check, deferred
+from .targets import advice
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +75,7 @@ class _Plan:
 
     def extractions(self, settings: Settings) -> int:
         """How many LLM calls the server needs for it: it extracts document by document."""
-        now, hold = datetime.now(timezone.utc), hold_of(settings)
+        now, hold = datetime.now(timezone.utc), Hold.of(settings)
         sizes = [
             turn(_messages(one, settings, now), given_at=0.0, index=1).sizes
             for one in self.past.turns
@@ -173,28 +175,30 @@ def _import(
     state: Path,
     args: argparse.Namespace,
 ) -> int:
-    writer = RetainWriter(settings, state=state)
     total = sum(len(plan.past.turns) for plan in due)
-    try:
-        with Progress("turns stored") as progress:
-            for plan in due:
-                journal.note(plan.past, "begun")
-                _give(writer, plan.past, settings)
-                journal.note(plan.past, "done")
-                plan.state = "imported"
-                progress.update(writer.counters().own_completed, total)
-            arrived = until_stored(writer, total, args.timeout, progress)
-    finally:
-        counters, refused = writer.counters(), writer.paused
-        if counters.waiting:
-            note(f"{counted(counters.waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends")
-        with without_warnings():
-            writer.close(0 if counters.waiting else None)
+    with deferred():
+        writer = RetainWriter(settings, state=state)
+        try:
+            with Progress("turns stored") as progress:
+                for plan in due:
+                    check()
+                    journal.note(plan.past, "begun")
+                    _give(writer, plan.past, settings)
+                    journal.note(plan.past, "done")
+                    plan.state = "imported"
+                    progress.update(writer.counters().own_completed, total)
+                arrived = until_stored(writer, total, args.timeout, progress)
+        finally:
+            counters, refused = writer.counters(), writer.paused
+            if counters.waiting:
+                waiting = counted(counters.waiting, "turn")
+                note(f"{waiting} saved on disk; '{advice('flush')}' sends them")
+            with without_warnings():
+                writer.close(0 if counters.waiting else None)
     _show(plans, args, settings, stored=counters.own_completed)
     if counters.own_dead:
-        note(
-            f"{counted(counters.own_dead, 'turn')} refused by the server: 'hindsight-exec dead list'"
-        )
+        dead = counted(counters.own_dead, "turn")
+        note(f"the server refused {dead}; run '{advice('dead list')}' to see them")
     if refused:
         return KEY_REFUSED
     if not arrived:
@@ -232,8 +236,8 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
                 originals=originals,
             )
         except OutboxFull:
-            if not writer.flush():
-                raise
+            writer.flush(LOOK)  # the server takes more than the disk does
+            check()
         else:
             return
 

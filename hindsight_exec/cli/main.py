@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,48 +14,65 @@ from hindsight_exec.errors import (
     Unavailable,
 )
 
+from . import targets
 from .console import (
-    INTERRUPTED,
     KEY_REFUSED,
+    OK,
     UNDONE,
     UNREACHABLE,
     USAGE,
-    forgive_encoding,
+    finish_output,
     note,
+    prepare_streams,
 )
+from .interrupts import Interrupted, handled
 from .parser import make_parser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; `--help` and wrong arguments raise SystemExit."""
-    forgive_encoding()
+def main(argv: Sequence[str] | None = None, *, program: str = "hindsight-exec") -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        argv: The arguments; those of the process without it.
+        program: What the user typed to get here. Advice names commands of this program.
+    """
+    prepare_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("hindsight-exec: %(message)s"))
     logger = logging.getLogger("hindsight_exec")
     logger.addHandler(handler)
     try:
+        with handled():
+            status = _run(argv, program)
+    finally:
+        logger.removeHandler(handler)
+    problem = finish_output()
+    if problem and problem != "the reader left":
+        note(problem)
+    return status or (UNDONE if problem else OK)
+
+
+def _run(argv: list[str], program: str) -> int:
+    try:
         args = make_parser(argv).parse_args(argv)
-        status: int = args.run(args)
-        sys.stdout.flush()
+        targets.called_as(program, getattr(args, "state", None))
+        return int(args.run(args))
+    except SystemExit as end:  # argparse: --help, --version, wrong arguments
+        return int(end.code or OK)
+    except KeyboardInterrupt as end:
+        return end.status if isinstance(end, Interrupted) else Interrupted().status
     except BrokenPipeError:
-        # Who read us has gone. What is still buffered must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNDONE
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except HindsightExecError as error:
         note(str(error))
         return _status(error)
     except OSError as error:
         note(str(error))
         return UNDONE
-    finally:
-        logger.removeHandler(handler)
-    return status
 
 
 def _status(error: HindsightExecError) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, folder, number, shared, text
+from .arguments import Parser, add_command, date, folder, number, seconds, shared, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ exit status:
   2  usage error: arguments, files, folders or ports
   3  the server is unreachable, or is not Hindsight
   4  the server refused the API key
-  130  interrupted by Ctrl-C
+  130  interrupted by Ctrl-C; 143 by SIGTERM
 
 environment:
   HINDSIGHT_API_URL, HINDSIGHT_API_KEY, HINDSIGHT_BANK_ID  the server, its key and the bank
@@ -148,7 +148,9 @@ def _add_retain(commands: Commands, parents: list[Parser]) -> None:
     retain.add_argument(
         "--session", type=text, metavar="ID", help="session (default: the file's name)"
     )
-    retain.add_argument("--context", metavar="TEXT", help="tell the server what the content is")
+    retain.add_argument(
+        "--context", type=text, metavar="TEXT", help="tell the server what the content is"
+    )
 
 
 def _add_serve(commands: Commands) -> None:
@@ -202,7 +204,7 @@ def _add_import(commands: Commands, parents: list[Parser]) -> None:
         examples=["import hermes --dry-run", "import hermes --since 2026-01-01 --yes"],
     )
     hermes.add_argument(
-        "--home", type=text, metavar="DIR", help="Hermes' folder (default: HERMES_HOME)"
+        "--home", type=folder, metavar="DIR", help="Hermes' folder (default: HERMES_HOME)"
     )
     hermes.add_argument(
         "--session",
@@ -222,12 +224,17 @@ def _add_status(commands: Commands, parents: list[Parser]) -> None:
     status = add_command(
         commands,
         "status",
-        "status:status",
+        "status:run",
         "show queued turns, and why they wait",
         parents,
         "Waiting turns are on disk and not yet with the server. The server is processing accepted"
         " ones, and refused dead ones.",
-        examples=["status", "status --watch", "status --json | jq .waiting"],
+        examples=[
+            "status",
+            "status --watch",
+            "status --json | jq .waiting",
+            "status --check --max-age 15min",
+        ],
     )
     status.add_argument(
         "--watch",
@@ -237,13 +244,31 @@ def _add_status(commands: Commands, parents: list[Parser]) -> None:
         metavar="SECONDS",
         help="refresh every SECONDS (default 2), until Ctrl-C",
     )
+    status.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable",
+    )
+    status.add_argument(
+        "--max-age",
+        type=seconds,
+        default=3600.0,
+        metavar="SPAN",
+        help="for --check: 90s, 15min, 1h, 2d (default 1h)",
+    )
+    status.add_argument(
+        "--prometheus",
+        action="store_true",
+        help="print metrics in Prometheus' text format",
+    )
     add_command(
         commands,
         "flush",
-        "status:flush",
+        "flush:run",
         "deliver the turns that ended processes left",
         [*parents, shared(_timeout("wait for SECONDS at most"))],
-        "Suits cron and systemd timers. The exit status is 0 only when nothing waits.",
+        "Suits timers: see 'service install'. The exit status is 0 when nothing is left to deliver; what"
+        " a running process holds, that process delivers.",
         examples=["flush", "flush --timeout 600"],
     )
 

@@ -1,24 +1,29 @@
-"""`hindsight-exec retain`: a transcript into a bank, whole, before the command ends."""
+"""`hindsight-exec retain`: store a transcript in a bank, whole and once, before the command ends."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
-import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Awaitable, BinaryIO, Callable, Iterator, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Iterator, Sequence
 
 from hindsight_exec.client.loop import background_loop
-from hindsight_exec.client.registry import lease
 from hindsight_exec.conversation.transcript import read_transcript
 from hindsight_exec.conversation.turns import identifier
+from hindsight_exec.conversation.turns import turn as kept
+from hindsight_exec.delivery.transcripts import missing_documents
 from hindsight_exec.delivery.writer import RetainWriter
-from hindsight_exec.errors import ConfigError, OutboxFull, Rejected, Starting
+from hindsight_exec.errors import ConfigError, OutboxError, OutboxFull, Rejected
 from hindsight_exec.hermes import embedded
+from hindsight_exec.outbox import spool
+from hindsight_exec.outbox.store import Outbox
 
+from .arguments import text
+from .connection import LOOK, ask, probe, until_stored
 from .console import (
     KEY_REFUSED,
     OK,
@@ -31,20 +36,21 @@ from .console import (
     say_json,
     without_warnings,
 )
-from .targets import chosen_settings, folder, server_data, settings_of
+from .interrupts import check, deferred
+from .targets import advice, chosen_settings, folder, server_data, settings_of
 
 if TYPE_CHECKING:
-    import argparse
-
     from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.conversation.transcript import TranscriptTurn
+    from hindsight_exec.delivery.transcripts import Document
     from hindsight_exec.settings.config import Settings
 
-T = TypeVar("T")
-
-# Seconds between looks at how far the delivery is.
-_LOOK = 0.2
-# Seconds that closing a client may take.
-_CLOSE = 2.0
+# Lines with problems that are shown; the others are counted.
+_SHOWN = 10
+# Documents that the server lists at once.
+_PAGE = 500
+# The time of turns that have none.
+_NOW = datetime.now(timezone.utc)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shown_url(settings: Settings | None) -> str | None:
-    """Where the server is for others, too; None for the embedded one that ends with the command."""
+    """The server's address; None for the embedded server, which ends with the command."""
     if settings is None:
         return None
     found = embedded.address(settings) if settings.mode == "local_embedded" else ""
@@ -72,14 +78,14 @@ def _opened(name: str) -> Iterator[BinaryIO]:
         try:
             file = stack.enter_context(Path(name).open("rb"))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error  # not the name once more
+            reason = getattr(error, "strerror", None) or error  # the message has the name
             raise ConfigError(f"cannot read {name}: {reason}") from error
         yield file
 
 
 @contextlib.contextmanager
 def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterator[Settings]:
-    """The settings; where no server is configured, the embedded one runs meanwhile."""
+    """The settings. Where no server is configured, the embedded one runs meanwhile."""
     if settings is not None:
         yield settings
         return
@@ -90,11 +96,11 @@ def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterato
     loop = background_loop()
     url = loop.run(server.start()).result()
     note(
-        f"no server is configured: storing in {data} with the embedded server, which is not the"
-        " memory engine ('hindsight-exec serve' serves it; --url names another server)"
+        f"no server is configured; the embedded server, which is not the memory engine, stores the"
+        f" turns in {data} ('{advice('serve')}' runs it; --url names another server)"
     )
     loaded = settings_of(state)
-    # In memory: nothing may be left waiting for a server that is gone afterwards.
+    # In memory: no turn may wait for a server that ends with the command.
     settings = replace(
         loaded, api_url=url, api_key=None, credential="", unusable="", durability="memory"
     )
@@ -102,54 +108,6 @@ def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterato
         yield replace(settings, bank_id=bank) if bank else settings
     finally:
         loop.run(server.close()).result()
-
-
-def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
-    """``call(client)``, by way of the process' client, which also finds Hindsight's own daemon.
-
-    Raises:
-        ServerError: The server could not answer, or did not do it.
-    """
-    held = lease(settings.api_url, settings.api_key or "", settings.timeout)
-    try:
-        return background_loop().run(held.use(call)).result()
-    finally:
-        held.release(_CLOSE)
-
-
-def probe(settings: Settings, timeout: float) -> None:
-    """Find out before anything is taken whether the server answers and lets us in.
-
-    Hindsight's own daemon is started, and waited for ``timeout`` seconds.
-
-    Raises:
-        ConfigError: There can be no daemon here.
-        ServerError: It does not.
-    """
-
-    async def look(client: HindsightClient) -> None:
-        await client.version()
-        with contextlib.suppress(Rejected):  # the bank is made by its first retain
-            await client.documents(settings.bank_id, limit=1)
-
-    problem = embedded.missing(settings) if settings.mode == "local_embedded" else ""
-    if problem:
-        raise ConfigError(problem)
-    deadline = time.monotonic() + timeout
-    told = False
-    while True:
-        try:
-            with without_warnings(errors=True):
-                ask(settings, look)
-        except Starting as error:
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                note("Hindsight's daemon is being started; the first time takes minutes")
-            told = True
-            time.sleep(error.retry_after or _LOOK)
-        else:
-            return
 
 
 class _Retain:
@@ -163,77 +121,138 @@ class _Retain:
         self._name = "standard input" if args.file == "-" else args.file
         self._session = args.session or _session(args.file)
         self._settings = settings
-        self._writer = RetainWriter(settings, state=state)
-        self._given = 0
+        self._state = state
+        with deferred():
+            self._writer = RetainWriter(settings, state=state)
         self._bad: list[dict[str, object]] = []
+        self._total = 0  # turns in the transcript
+        self._before = 0  # of these, stored before this run
+        self._given = 0  # and given in this run
 
     def run(self, file: BinaryIO) -> int:
         try:
             with Progress("turns stored") as progress:
-                self._give(file, progress)
-                arrived = until_stored(self._writer, self._given, self._args.timeout, progress)
+                turns = list(read_transcript(file, self._report))
+                self._total = len(turns)
+                missing = list(self._missing(turns))
+                self._before = self._total - sum(len(document.turns) for document in missing)
+                with deferred():
+                    looked = time.monotonic()
+                    for document in missing:
+                        self._give(document)
+                        if time.monotonic() - looked > LOOK:  # counting takes its time
+                            looked = time.monotonic()
+                            progress.update(self._before + self._stored, self._total)
+                    arrived = until_stored(
+                        self._writer, self._given, self._args.timeout, progress, self._before
+                    )
         except KeyboardInterrupt:
-            self._tell_waiting("interrupted")
+            self._note_rest("interrupted")
             raise
         return self._finish(arrived=arrived)
 
-    def _give(self, file: BinaryIO, progress: Progress) -> None:
-        looked = time.monotonic()
-        for turn in read_transcript(file, self._report):
-            messages = turn.messages(
-                datetime.now(timezone.utc),
-                user_prefix=self._settings.retain_user_prefix,
-                assistant_prefix=self._settings.retain_assistant_prefix,
-            )
-            tags = self._settings.retain_tags
-            while True:
-                try:
-                    self._writer.put(
-                        messages,
-                        session=self._session,
-                        context=self._args.context,
-                        tags=tags,
-                        metadata={"source": self._settings.retain_source or "transcript"},
-                        observation_scopes=self._settings.observation_scopes,
-                    )
-                    break
-                except OutboxFull:
-                    self._writer.flush()  # the server takes more than the disk does
-            self._given += 1
-            if time.monotonic() - looked > _LOOK:  # to count is not for nothing
-                looked = time.monotonic()
-                progress.update(self._stored, self._given)
-
     def _report(self, line: int, reason: str) -> None:
         self._bad.append({"line": line, "reason": reason})
-        note(f"{self._name} line {line}: {reason}")
+        if len(self._bad) <= _SHOWN:
+            note(f"{self._name} line {line}: {reason}")
+
+    def _missing(self, turns: Sequence[TranscriptTurn]) -> Iterator[Document]:
+        """The documents that neither the server has nor the state directory."""
+
+        def sizes(turn: TranscriptTurn) -> tuple[int, ...]:
+            return kept(self._messages(turn), given_at=0.0, index=1).sizes
+
+        # The directory first: a document that leaves it in between is found on the server.
+        stored = self._on_disk() | ask(self._settings, self._on_server)
+        return missing_documents(turns, self._session, stored, self._writer.hold, sizes)
+
+    def _on_disk(self) -> set[str]:
+        settings, found = self._settings, set()
+        for path in spool.files(self._state):
+            with (
+                contextlib.suppress(OutboxError),
+                contextlib.closing(Outbox(path, readonly=True)) as outbox,
+            ):
+                for entry in outbox.entries():
+                    if (entry["url"], entry["bank"]) == (settings.api_url, settings.bank_id):
+                        found |= {entry["document_id"]} if entry["state"] != "dead" else set()
+        return found
+
+    async def _on_server(self, client: HindsightClient) -> set[str]:
+        found: set[str] = set()
+        with contextlib.suppress(Rejected):  # the first retain makes the bank
+            offset, total = 0, 1
+            while offset < total:
+                page = await client.documents(
+                    self._settings.bank_id, limit=_PAGE, offset=offset, tags=[self._tag]
+                )
+                found.update(item["id"] for item in page["items"])
+                offset, total = offset + _PAGE, page["total"]
+        return found
+
+    @property
+    def _tag(self) -> str:
+        return identifier(f"session:{identifier(self._session)}")
+
+    def _messages(self, turn: TranscriptTurn) -> list[dict[str, str]]:
+        return turn.messages(
+            _NOW,
+            user_prefix=self._settings.retain_user_prefix,
+            assistant_prefix=self._settings.retain_assistant_prefix,
+        )
+
+    def _give(self, document: Document) -> None:
+        past = [
+            (self._messages(turn), (turn.user_at or turn.assistant_at or _NOW).timestamp())
+            for turn in document.turns
+        ]
+        while True:
+            check()
+            try:
+                self._writer.put_conversation(
+                    past,
+                    session=self._session,
+                    context=self._args.context,
+                    tags=self._settings.retain_tags,
+                    metadata={"source": self._settings.retain_source or "transcript"},
+                    observation_scopes=self._settings.observation_scopes,
+                    document_id=document.id,
+                    first_index=document.first,
+                )
+                break
+            except OutboxFull:
+                self._writer.flush(LOOK)  # the server takes more than the disk does
+        self._given += len(document.turns)
 
     @property
     def _stored(self) -> int:
         return self._writer.counters().own_completed
 
-    def _tell_waiting(self, why: str) -> None:
+    def _note_rest(self, why: str) -> None:
+        """Report what is where, and how to go on."""
         waiting = self._writer.counters().waiting
-        if self._settings.durability == "memory":
-            note(f"{why}; {counted(waiting, 'turn')} not stored")
-        else:
-            note(
-                f"{why}; {counted(waiting, 'turn')} wait on disk: 'hindsight-exec flush' sends"
-                " them, so do not retain this transcript again"
-            )
+        accepted = self._before + self._given
+        note(f"{why}; accepted {accepted} of {counted(self._total, 'turn')} of {self._name}")
+        if waiting and self._settings.durability == "memory":
+            note(f"{counted(waiting, 'turn')} not stored")
+        elif waiting:
+            note(f"{counted(waiting, 'turn')} saved on disk; '{advice('flush')}' sends them")
+        if accepted < self._total and self._args.file != "-":
+            note("run the same command again to retain the rest; it skips what is stored")
 
     def _finish(self, *, arrived: bool) -> int:
         refused, counters = self._writer.paused, self._writer.counters()
         if not arrived:
-            self._tell_waiting(counters.last_error or "the server has not finished")
+            self._note_rest(counters.last_error or "the server has not finished")
         with without_warnings():
             self._writer.close(0 if not arrived else None)
         documents = self._count_documents() if arrived else None
         if self._args.json:
             say_json(
                 {
-                    "turns": self._given,
+                    "turns": self._total,
                     "stored": counters.own_completed,
+                    "stored_before": self._before,
                     "waiting": counters.waiting,
                     "dead": counters.own_dead,
                     "bad_lines": self._bad,
@@ -247,27 +266,28 @@ class _Retain:
             server = f"at {self._url}" if self._url else "of the embedded server"
             where = f"bank {self._settings.bank_id!r} {server}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
+            before = f" ({self._before} were there already)" if self._before else ""
             say(
-                f"{counters.own_completed} of {counted(self._given, 'turn')} stored in {where}"
-                f" as session {self._session!r}{held}"
+                f"{counters.own_completed} of {counted(self._total, 'turn')} stored{before} in"
+                f" {where} as session {self._session!r}{held}"
             )
+        if len(self._bad) > _SHOWN:
+            note(f"{self._name}: {len(self._bad) - _SHOWN} more lines with problems")
         if counters.own_dead:
             reasons = ", ".join(counters.dead_by_reason)
-            note(f"{counted(counters.own_dead, 'turn')} refused by the server: {reasons}")
-        if not self._given:
-            note(f"there is no turn in {self._name}")
+            note(f"the server refused {counted(counters.own_dead, 'turn')}: {reasons}")
+        if not self._total:
+            note(f"no turn in {self._name}")
         if refused:
             return KEY_REFUSED
         if not arrived:
             return UNREACHABLE
-        fine = self._given and not counters.own_dead and not self._bad
+        fine = self._total and not counters.own_dead and not self._bad
         return OK if fine else UNDONE
 
     def _count_documents(self) -> int | None:
-        tag = identifier(f"session:{identifier(self._session)}")
-
         async def count(client: HindsightClient) -> int:
-            page = await client.documents(self._settings.bank_id, limit=1, tags=[tag])
+            page = await client.documents(self._settings.bank_id, limit=1, tags=[self._tag])
             return int(page["total"])
 
         with contextlib.suppress(Exception):  # all is stored; the number is a courtesy
@@ -275,27 +295,12 @@ class _Retain:
         return None
 
 
-def until_stored(writer: RetainWriter, given: int, timeout: float, progress: Progress) -> bool:
-    """Wait until the server has all, or nothing has moved for ``timeout`` seconds."""
-    done: list[bool] = []
-    waiter = threading.Thread(target=lambda: done.append(writer.flush(completed=True)), daemon=True)
-    waiter.start()
-    before, moved = -1, time.monotonic()
-    while waiter.is_alive():
-        waiter.join(_LOOK)
-        counters = writer.counters()
-        settled = counters.accepted + counters.completed + counters.dead
-        if settled != before:
-            before, moved = settled, time.monotonic()
-        if time.monotonic() - moved > timeout or writer.paused:
-            return False
-        progress.update(counters.own_completed, given, counters.last_error)
-    return done == [True]
-
-
 def _session(file: str) -> str:
-    """A session for a transcript that nobody named: its file's name."""
+    """The default session of a transcript: the name of its file."""
     if file == "-":
         return f"transcript-{datetime.now():%Y%m%d-%H%M%S}"
     name = file.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return name.partition(".")[0] or name
+    try:
+        return text(name.partition(".")[0] or name)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"name the session with --session: {error}") from None

@@ -1,4 +1,4 @@
-"""`hindsight-exec serve`: the embedded server until it is told to stop."""
+"""`hindsight-exec serve`: run the embedded server until a signal stops it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ async def _serve(args: argparse.Namespace, data: Path | None) -> int:
         except (NotImplementedError, RuntimeError):  # Windows, or not the main thread
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     if args.until_eof:
-        # A daemon: nothing ends a read of standard input.
+        # A daemon, because nothing ends a read of standard input.
         threading.Thread(target=_wait_for_eof, args=(loop, stop), daemon=True).start()
     try:
         url = await server.start()
-        # First of all and at once: a program that starts us waits for this line.
+        # First, and at once: a program that starts us waits for this line.
         say(url)
         say(NOTICE)
-        say(f"Its data: {data or 'in memory, gone when it ends'}. Ctrl-C ends it.")
+        say(f"Data: {data or 'in memory, lost when the server ends'}. Ctrl-C stops the server.")
         sys.stdout.flush()
         await stop.wait()
     finally:

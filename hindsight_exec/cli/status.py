@@ -1,75 +1,45 @@
-"""`status` and `flush`: what waits in the state folders, and sending it."""
+"""`hindsight-exec status`: what waits in the state directories, for people, scripts and monitors."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
-from hindsight_exec.delivery.writer import RetainWriter
-from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.outbox import spool
-from hindsight_exec.outbox.schema import Summary
-from hindsight_exec.outbox.store import Outbox
 
 from .console import (
     OK,
     UNDONE,
-    Progress,
     coloured,
     counted,
     duration,
     is_rich,
-    note,
     plain,
     say,
     say_json,
-    without_warnings,
 )
-from .targets import folders, settings_of
+from .files import File, held_by_others, look, total
+from .targets import advice, folders
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
+    from hindsight_exec.outbox.schema import Summary
 
-@dataclass(frozen=True)
-class File:
-    """An outbox file as it was found."""
-
-    path: Path
-    live: bool
-    summary: Summary
-    problem: str = ""
+    Place = tuple[Path, list[File]]
 
 
-def look(folder: Path) -> list[File]:
-    """The folder's files, the oldest first. Nothing is changed or locked."""
-    found = []
-    for path in spool.files(folder):
-        live = spool.is_live(path)
-        summary, problem = Summary(), ""
-        try:
-            with contextlib.closing(Outbox(path, readonly=True)) as outbox:
-                summary = outbox.summary()
-        except HindsightExecError as error:
-            if not path.exists():
-                continue  # delivered and removed meanwhile
-            problem = str(error)
-        found.append(File(path, live, summary, problem))
-    return found
-
-
-def status(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     if args.watch is None:
-        return _status(args)
+        return _once(args)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             if is_rich():
                 print("\x1b[H\x1b[J", end="")
-            _status(args)
+            _once(args)
             sys.stdout.flush()
             time.sleep(args.watch)
             if not (args.json or is_rich()):
@@ -77,27 +47,50 @@ def status(args: argparse.Namespace) -> int:
     return OK
 
 
-def _status(args: argparse.Namespace) -> int:
+def _once(args: argparse.Namespace) -> int:
     places = [(folder, look(folder)) for folder in folders(args.state)]
+    problems = list(_problems(places, args.max_age)) if args.check else []
     if args.json:
-        say_json(_as_json(places))
-        return OK
-    for number, (folder, files) in enumerate(places):
-        if number:
-            say()
-        say(coloured(str(folder), "bold"))
-        _show(folder, files)
-    return OK
+        say_json({**_as_json(places), **({"problems": problems} if args.check else {})})
+    elif args.prometheus:
+        _metrics(places)
+    elif args.check:
+        say("; ".join(problems) or "ok: no turn waits too long, and none is dead")
+    else:
+        for number, (folder, files) in enumerate(places):
+            if number:
+                say()
+            say(coloured(str(folder), "bold"))
+            _show(folder, files)
+    return UNDONE if problems else OK
 
 
-def _as_json(places: Iterable[tuple[Path, list[File]]]) -> dict[str, Any]:
+def _problems(places: Iterable[Place], max_age: float) -> Iterable[str]:
+    """What a monitor should report."""
+    for folder, files in places:
+        found = total(files)
+        age = _age(found)
+        if age is not None and age > max_age:
+            yield f"a turn waits for {duration(age)} in {folder} (limit {duration(max_age)})"
+        if found.dead:
+            yield f"{counted(found.dead, 'dead letter')} in {folder}"
+        unreadable = [file for file in files if file.problem] + spool.aside(folder)
+        if unreadable:
+            yield f"{counted(len(unreadable), 'unreadable file')} in {folder}"
+
+
+def _age(summary: Summary) -> float | None:
+    """Seconds that the oldest waiting turn waits."""
+    return None if summary.oldest_at is None else max(0.0, time.time() - summary.oldest_at)
+
+
+def _as_json(places: Iterable[Place]) -> dict[str, Any]:
     shown = []
     for folder, files in places:
-        total = _total(file.summary for file in files)
         shown.append(
             {
                 "folder": folder,
-                **_numbers(total),
+                **_numbers(total(files)),
                 "files": [
                     {
                         "file": file.path.name,
@@ -115,7 +108,6 @@ def _as_json(places: Iterable[tuple[Path, list[File]]]) -> dict[str, Any]:
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:
-    age = None if summary.oldest_at is None else max(0.0, time.time() - summary.oldest_at)
     return {
         "waiting": summary.waiting,
         "held": summary.held,
@@ -123,107 +115,60 @@ def _numbers(summary: Summary) -> dict[str, Any]:
         "accepted": summary.accepted,
         "dead": summary.dead,
         "dead_by_reason": dict(summary.dead_by_reason),
-        "oldest_seconds": age,
+        "oldest_seconds": _age(summary),
         "bytes": summary.bytes,
         "last_error": summary.last_error,
     }
 
 
-def _total(summaries: Iterable[Summary]) -> Summary:
-    held = queued = accepted = dead = size = 0
-    reasons: dict[str, int] = {}
-    oldest: list[float] = []
-    error = ""
-    for one in summaries:
-        held, queued, dead = held + one.held, queued + one.queued, dead + one.dead
-        accepted, size = accepted + one.accepted, size + one.bytes
-        for reason, count in one.dead_by_reason:
-            reasons[reason] = reasons.get(reason, 0) + count
-        oldest += [] if one.oldest_at is None else [one.oldest_at]
-        error = one.last_error or error
-    return Summary(
-        held,
-        queued,
-        accepted,
-        dead,
-        tuple(sorted(reasons.items())),
-        min(oldest, default=None),
-        error,
-        size,
+def _metrics(places: Sequence[Place]) -> None:
+    """Gauges in Prometheus' text format, for the textfile collector of node_exporter."""
+    found = [(folder, files, total(files)) for folder, files in places]
+    gauges = (
+        ("waiting_turns", "Turns on disk that the server does not have yet.", "waiting"),
+        ("accepted_turns", "Turns that the server is processing.", "accepted"),
+        ("dead_turns", "Turns that the server refused.", "dead"),
+        ("outbox_bytes", "Bytes of turns on disk.", "bytes"),
     )
+    for name, about, attribute in gauges:
+        _gauge(name, about, [(folder, getattr(sums, attribute)) for folder, _, sums in found])
+    ages = [(folder, _age(sums) or 0.0) for folder, _, sums in found]
+    _gauge("oldest_waiting_seconds", "How long the oldest waiting turn waits.", ages)
+    unreadable = [
+        (folder, sum(bool(file.problem) for file in files) + len(spool.aside(folder)))
+        for folder, files, _ in found
+    ]
+    _gauge("unreadable_files", "Outbox files that cannot be read or were set aside.", unreadable)
+
+
+def _gauge(name: str, about: str, values: Iterable[tuple[Path, float]]) -> None:
+    say(f"# HELP hindsight_exec_{name} {about}")
+    say(f"# TYPE hindsight_exec_{name} gauge")
+    for folder, value in values:
+        label = str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        say(f'hindsight_exec_{name}{{folder="{label}"}} {value}')
 
 
 def _show(folder: Path, files: list[File]) -> None:
-    total = _total(file.summary for file in files)
-    live = sum(file.summary.waiting for file in files if file.live)
-    waiting = counted(total.waiting, "turn")
-    if total.oldest_at is not None:
-        waiting += f", the oldest for {duration(time.time() - total.oldest_at)}"
+    found, live = total(files), held_by_others(files)
+    waiting = counted(found.waiting, "turn")
+    age = _age(found)
+    if age is not None:
+        waiting += f", the oldest for {duration(age)}"
     if live:
         waiting += f" ({live} of running processes, which send them)"
-    left = total.waiting - live
-    say(f"  waiting   {waiting}" + (" → hindsight-exec flush" if left else ""))
-    say(f"  accepted  {counted(total.accepted, 'turn')}, which the server is processing")
-    dead = counted(total.dead, "turn")
-    if total.dead:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in total.dead_by_reason)
-        dead = coloured(f"{dead}: {reasons}", "red") + " → hindsight-exec dead list"
+    left = found.waiting - live
+    say(f"  waiting   {waiting}" + (f" → {advice('flush')}" if left else ""))
+    say(f"  accepted  {counted(found.accepted, 'turn')}, which the server is processing")
+    dead = counted(found.dead, "turn")
+    if found.dead:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found.dead_by_reason)
+        dead = coloured(f"{dead}: {reasons}", "red") + f" → {advice('dead list')}"
     say(f"  dead      {dead}")
-    if total.last_error:
-        say(f"  last error  {plain(total.last_error)}")
+    if found.last_error:
+        say(f"  last error  {plain(found.last_error)}")
     for file in files:
         if file.problem:
             say(coloured(f"  unreadable  {file.problem}", "red"))
     for path in spool.aside(folder):
         say(coloured(f"  set aside  {path.name}: damaged or newer, not delivered", "yellow"))
-
-
-def flush(args: argparse.Namespace) -> int:
-    """Send what ended processes left; 0 only when nothing waits afterwards."""
-    deadline = time.monotonic() + args.timeout
-    left = accepted = live = 0
-    errors = []
-    with Progress("turns sent") as progress:
-        for folder in folders(args.state):
-            error = _flush(folder, deadline, progress)
-            files = look(folder)
-            total = _total(file.summary for file in files)
-            left += total.waiting
-            accepted += total.accepted
-            live += sum(file.summary.waiting for file in files if file.live)
-            problems = [file.problem for file in files if file.problem]
-            if total.waiting:
-                errors += [error or total.last_error]
-            errors += problems
-            left += len(problems)  # nobody knows what such a file holds
-    if args.json:
-        say_json({"waiting": left, "accepted": accepted, "live": live, "errors": errors})
-    elif not left:
-        more = f"; {counted(accepted, 'turn')} being processed by the server" if accepted else ""
-        say(f"nothing waits{more}")
-    else:
-        if live:
-            note(f"{counted(live, 'turn')} held by running processes, which send them")
-        if left > live:
-            reason = next((error for error in errors if error), "time is up")
-            note(f"{counted(left - live, 'turn')} still waiting: {reason}")
-    return UNDONE if left else OK
-
-
-def _flush(folder: Path, deadline: float, progress: Progress) -> str:
-    """Deliver what can be of one folder; the last error."""
-    total = sum(file.summary.waiting for file in look(folder) if not file.live)
-    if not spool.files(folder):
-        return ""
-    writer = RetainWriter(settings_of(folder), state=folder)
-
-    def look_on(waiting: int) -> None:
-        # Files that are not opened yet are not counted here, but in the end.
-        progress.update(max(0, total - waiting), total, writer.counters().last_error)
-
-    try:
-        writer.deliver_all(max(0.0, deadline - time.monotonic()), look_on)
-        return writer.counters().last_error
-    finally:
-        with without_warnings():
-            writer.close(0)

@@ -1,8 +1,9 @@
-"""Which folders and which server a command is about."""
+"""Which state directories and which server a command is about, and what to advise the user."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,29 +16,73 @@ from hindsight_exec.settings.folders import default_hermes_home, state_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
+_OURS = "hindsight-exec"
+# What `hermes hindsight_exec` has, too.
+_IN_HERMES = ("status", "flush", "doctor", "import")
+
+_called = _OURS
+_state: Path | None = None
+
+
+def called_as(program: str, state: Path | None) -> None:
+    """Remember how the user called us, for :func:`advice`."""
+    global _called, _state
+    _called, _state = program, state
+
+
+def is_ours() -> bool:
+    """Whether the user called `hindsight-exec` itself, with all its commands and options."""
+    return _called == _OURS
+
+
+def advice(words: str) -> str:
+    """A command of ours as this user can type it, for the same state directory."""
+    if not is_ours() and words.split(maxsplit=1)[0] in _IN_HERMES:
+        return f"{_called} {words}"
+    place = _state if is_ours() else folder(None)
+    return f"{_OURS} {words}" + (f" --state {shlex.quote(str(place))}" if place else "")
+
 
 def folder(state: Path | None) -> Path:
-    """The state folder: the one that is named, else the environment's, else the user's."""
+    """The state directory: the named one, else the environment's, else the user's."""
     return state.expanduser().absolute() if state else state_folder(os.environ)
 
 
 def folders(state: Path | None) -> list[Path]:
-    """All folders where turns of this user may wait: Hermes keeps its own."""
+    """All directories where this user's turns may wait: Hermes keeps its own.
+
+    Raises:
+        ConfigError: The named one is not a state directory.
+    """
     found = [folder(state)]
-    if state is None and not os.environ.get("HINDSIGHT_EXEC_STATE", "").strip():
+    if state is not None:
+        _require(found[0])
+    elif not os.environ.get("HINDSIGHT_EXEC_STATE", "").strip():
         hermes = _hermes_outbox()
         if hermes is not None and hermes.parent.is_dir():  # its configuration is there, too
             found.append(hermes)
     return found
 
 
+def _require(place: Path) -> None:
+    """A mistyped directory must not read as "nothing waits"."""
+    try:
+        names = [path.name for path in place.iterdir()]
+    except OSError as error:
+        raise ConfigError(f"no state directory {place}: {error.strerror}; check --state") from None
+    if names and ".folder.lock" not in names and not any(name.endswith(".db") for name in names):
+        inside = [place / "outbox", place / "hindsight" / "outbox"]
+        nearby = next((f"; did you mean {one}?" for one in inside if one.is_dir()), "")
+        raise ConfigError(f"{place} is not a state directory; check --state{nearby}")
+
+
 def server_data() -> Path:
-    """Where the embedded server keeps its data unless told otherwise."""
+    """The default data directory of the embedded server."""
     return state_folder(os.environ) / "server"
 
 
 def settings_of(place: Path) -> Settings:
-    """The configuration of those who write to the folder: Hermes, or the environment."""
+    """The configuration of the directory's writers: Hermes, or the environment."""
     home = default_hermes_home(os.environ) if place == _hermes_outbox() else None
     settings = Settings.load(home)
     embedded.know(settings)
@@ -62,7 +107,7 @@ def chosen_settings(
     elif loaded.configured and loaded.api_url == normalise_url(url) and api_key is None:
         found = loaded
     else:
-        # The configured key is another server's: it does not go to this one.
+        # The configured key belongs to another server, so it does not go to this one.
         found = replace(
             loaded,
             mode="local_external",
@@ -72,7 +117,7 @@ def chosen_settings(
             unusable="",
             configured=True,
         )
-    return replace(found, bank_id=bank) if bank else found
+    return found if bank is None else replace(found, bank_id=bank)
 
 
 def _hermes_outbox() -> Path | None:

@@ -44,16 +44,16 @@ class Hold:
     turns: int = 1
     idle: float = 60.0
 
+    @classmethod
+    def of(cls, settings: Settings) -> Hold:
+        """Return the hold that the settings ask for."""
+        if settings.retain_every_n_turns > 1:
+            return cls(chars=0, turns=settings.retain_every_n_turns, idle=_NEVER)
+        return cls(chars=settings.retain_document_chars, idle=settings.retain_idle_seconds)
+
     @property
     def at_once(self) -> bool:
         return self.turns <= 1 and (self.chars <= 0 or self.idle <= 0)
-
-
-def hold_of(settings: Settings) -> Hold:
-    """How long the settings have turns held for a document."""
-    if settings.retain_every_n_turns > 1:
-        return Hold(chars=0, turns=settings.retain_every_n_turns, idle=_NEVER)
-    return Hold(chars=settings.retain_document_chars, idle=settings.retain_idle_seconds)
 
 
 class _Chunks:

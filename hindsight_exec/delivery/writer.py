@@ -16,7 +16,7 @@ from hindsight_exec.settings.folders import state_folder
 
 from .progress import Counters
 from .registry import join, leave
-from .schedule import documents, hold_of
+from .schedule import Hold, documents
 
 if TYPE_CHECKING:
     import threading
@@ -56,7 +56,7 @@ class RetainWriter:
         self.settings = settings
         self.folder = Path(state or state_folder(os.environ)).absolute()
         self.on_trouble = on_trouble
-        self._hold = hold_of(settings)
+        self.hold = Hold.of(settings)
         self._sources: set[Source] = set()  # guarded by the engine's lock
         self._closed = False
         self._engine = join(self)
@@ -110,7 +110,7 @@ class RetainWriter:
         self._note(engine, source)
         with engine.delivery.progress:
             engine.delivery.progress.given(source)
-            should_wake = backlog.hold(number, turn.chars, self._hold)
+            should_wake = backlog.hold(number, turn.chars, self.hold)
         if should_wake:
             engine.wake()
         return backlog.outbox.path is not None
@@ -154,6 +154,8 @@ class RetainWriter:
         metadata: Optional[Mapping[str, Any]] = None,
         observation_scopes: Any = None,
         originals: Optional[Sequence[Sequence[Mapping[str, Any]]]] = None,
+        document_id: Optional[str] = None,
+        first_index: int = 1,
     ) -> None:
         """Take a whole conversation of the past and send it at once.
 
@@ -165,6 +167,8 @@ class RetainWriter:
             originals: The messages of each turn before anything was hidden in
                 them. They decide where documents are cut and how they are named,
                 so that hiding more later stores nothing twice.
+            document_id: All of it is one document, with this id.
+            first_index: The number of the first turn in its session.
 
         Otherwise as :meth:`put`. If the outbox is full halfway, give all of it
         again.
@@ -172,18 +176,19 @@ class RetainWriter:
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         kept: list[Turn] = []
         named: list[Turn] = []
-        for index, (messages, at) in enumerate(past, 1):
+        for index, (messages, at) in enumerate(past, first_index):
             # Ids sort by time, and recorded times may be equal or wrong.
             given_at = max(at, kept[-1].given_at + 1e-5) if kept else max(at, 0.0)
             kept.append(turns.turn(messages, given_at=given_at, index=index))
-            original = messages if originals is None else originals[index - 1]
+            original = messages if originals is None else originals[index - first_index]
             named.append(turns.turn(original, given_at=given_at, index=index))
+        counts = documents([turn.sizes for turn in named], self.hold)
         start = 0
-        for count in documents([turn.sizes for turn in named], self._hold):
-            at, name = named[start].given_at, named[start].payload
-            document_id = turns.document_id(source.session, at, name)
-            item = turns.document_item(source, document_id, kept[start : start + count])
-            self._keep_document(self._joined(), source, document_id, item, at, count)
+        for count in [len(kept)] if document_id else counts:
+            first = named[start]
+            name = document_id or turns.document_id(source.session, first.given_at, first.payload)
+            item = turns.document_item(source, name, kept[start : start + count])
+            self._keep_document(self._joined(), source, name, item, first.given_at, count)
             start += count
 
     def end_session(self, session: str) -> None:

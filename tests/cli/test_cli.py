@@ -10,10 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterator
 
 import pytest
+from running import Cli, Done, ended
 from scripted_server import ScriptedServer
 from serving import Serving, ServingProcess, documents, free_port, get, stored, texts
 from transcripts import made_transcript
@@ -24,126 +24,6 @@ pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PROGRAM = (sys.executable, "-m", "hindsight_exec")
-
-GIVE = """\
-import sys
-from pathlib import Path
-from hindsight_exec import RetainWriter, Settings
-
-url, state, bank, session, first, last, end = sys.argv[1:]
-writer = RetainWriter(Settings(api_url=url, bank_id=bank, drain_timeout=60), state=Path(state))
-for number in range(int(first), int(last)):
-    writer.put(
-        [
-            {"role": "user", "content": f"User: {number} "},
-            {"role": "assistant", "content": f"Assistant: {number} "},
-        ],
-        session=session,
-    )
-if end == "live":
-    print("given", flush=True)
-    sys.stdin.read()
-"""
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Cli:
-    """`hindsight-exec` in a folder of its own, with nothing configured."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state = folder / "state"
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("HINDSIGHT_", "HERMES_", "NO_COLOR", "TERM", "PYTHON"))
-        }
-        self.environ = {
-            **kept,
-            "HOME": str(folder / "home"),
-            "HINDSIGHT_EXEC_STATE": str(self.state),
-            "PYTHONUNBUFFERED": "1",
-        }
-
-    def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [*PROGRAM, *args],
-            cwd=self.folder,
-            env={**self.environ, **options.pop("environ", {})},
-            encoding="utf-8",
-            **{**pipes, **options},
-        )
-
-    def __call__(self, *args: str, given: str = "", **environ: str) -> Done:
-        process = self.start(*args, environ=environ)
-        out, err = process.communicate(given, timeout=100)
-        assert "Traceback" not in err, err
-        return Done(process.returncode, out, err)
-
-    def one_line(self, *args: str, **environ: str) -> Done:
-        """A command that fails in one clear line."""
-        done = self(*args, **environ)
-        assert done.out == ""
-        assert done.err.startswith("hindsight-exec: ")
-        assert done.err.count("\n") == 1, done.err
-        return done
-
-    def give(self, url: str, last: int, *, bank: str = "b", session: str = "s") -> None:
-        """Have a process keep turns and end; without a server they wait on disk."""
-        command = [sys.executable, "-c", GIVE, url, str(self.state), bank, session, "0"]
-        subprocess.run(
-            [*command, str(last), ""], check=True, timeout=100, capture_output=True, cwd=self.folder
-        )
-
-    @contextlib.contextmanager
-    def giving(self, url: str, last: int) -> Iterator[None]:
-        """A process that has kept turns and lives."""
-        command = [sys.executable, "-c", GIVE, url, str(self.state), "b", "live", "0"]
-        with subprocess.Popen(
-            [*command, str(last), "live"],
-            cwd=self.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"given\n"
-                yield
-            finally:
-                process.kill()
-
-    def transcript(self, turns: int, name: str = "talk.jsonl") -> list[str]:
-        """A transcript in the folder; what its messages are when stored."""
-        lines, said = made_transcript(turns)
-        (self.folder / name).write_text("\n".join(lines), encoding="utf-8")
-        return [text for user, answer in said for text in (f"User: {user}", f"Assistant: {answer}")]
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    (tmp_path / "home").mkdir()
-    return Cli(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Serving]:
-    serving = Serving()
-    yield serving
-    serving.close()
-
 
 # -- arguments and errors ---------------------------------------------------------------------------
 
@@ -179,7 +59,7 @@ def test_help_and_version(cli: Cli) -> None:
         (["flush", "--timeout", "-1"], "of at least 0"),
         (["demo", "--turns", "0"], "of at least 1"),
         (["import", "hermes", "--since", "yesterday"], "invalid date 'yesterday' (expected YYYY"),
-        (["outbox", "show", "x"], "there is no 'x'"),
+        (["outbox", "show", "x"], "no entry 'x'; run 'hindsight-exec outbox list'"),
         (["outbox", "purge"], "--yes"),
         (["dead", "retry"], "--all"),
         (["dead", "discard", "x", "--all"], "--all"),
@@ -284,11 +164,6 @@ def serve(cli: Cli, *args: str) -> tuple[subprocess.Popen[str], str]:
     url = process.stdout.readline().strip()
     assert "not the Hindsight memory engine" in process.stdout.readline()
     return process, url
-
-
-def ended(process: subprocess.Popen[str]) -> Done:
-    out, err = process.communicate(timeout=60)
-    return Done(process.returncode, out, err)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -411,7 +286,7 @@ def test_what_the_server_refuses(cli: Cli, server: Serving) -> None:
     done = cli("retain", "talk.jsonl", "--url", server.url, "--bank", "_reserved")
     assert done.status == 1
     assert "0 of 2 turns stored" in done.out
-    assert "2 turns refused by the server" in done.err
+    assert "the server refused 2 turns: rejected" in done.err
 
 
 @pytest.fixture
@@ -437,7 +312,7 @@ def test_a_server_that_fails_on_the_way(cli: Cli, deaf: ScriptedServer) -> None:
     done = cli("retain", "talk.jsonl", "--url", deaf.url, "--bank", "b", "--timeout", "1")
     assert done.status == 3
     assert "0 of 7 turns stored" in done.out
-    assert "7 turns wait on disk" in done.err
+    assert "7 turns saved on disk; 'hindsight-exec flush' sends them" in done.err
     assert "not now" in done.err
     assert cli("status", "--json").json["waiting"] == 7
 
@@ -454,7 +329,8 @@ def test_ctrl_c_keeps_what_was_taken(cli: Cli, deaf: ScriptedServer) -> None:
     process.send_signal(signal.SIGINT)
     done = ended(process)
     assert done.status == 130
-    assert "interrupted; 7 turns wait on disk" in done.err
+    assert "interrupted; accepted 7 of 7 turns of talk.jsonl\n" in done.err
+    assert "7 turns saved on disk" in done.err
     assert "Traceback" not in done.err
     assert cli("status", "--json").json["waiting"] == 7
 
@@ -466,8 +342,8 @@ def test_nothing_waits(cli: Cli) -> None:
     """Without any turn all commands say so, succeed, and make no folder."""
     assert cli("status", "--json").json["waiting"] == 0
     assert "0 turns" in cli("status").out
-    assert cli("flush").out == "nothing waits\n"
-    assert cli("outbox", "list").out == "nothing waits\n"
+    assert cli("flush").out == "no turns are waiting\n"
+    assert cli("outbox", "list").out == "no turns are waiting\n"
     assert cli("dead", "list").out == "there are no dead letters\n"
     assert not cli.state.exists()
 
@@ -489,7 +365,7 @@ def test_flush_delivers_what_ended_processes_left(cli: Cli, tmp_path: Path) -> N
     try:
         done = cli("flush")
         assert done.status == 0, done.err
-        assert done.out.startswith("nothing waits")  # though the server may still process it
+        assert done.out.startswith("no turns are waiting")  # though the server may still process it
         cli("flush")  # asks whether it has
         assert stored(server.url) == {"s": texts(range(30)), "t": texts(range(5))}
         assert cli("flush", "--json").json["waiting"] == 0
@@ -499,17 +375,23 @@ def test_flush_delivers_what_ended_processes_left(cli: Cli, tmp_path: Path) -> N
 
 
 def test_a_running_process_is_shown_and_left_alone(cli: Cli) -> None:
-    """Turns of a process that lives are counted as its own; flush says so and is 1."""
+    """Turns of a running process are counted as its own; they do not make flush fail."""
     url = f"http://127.0.0.1:{free_port()}"
     with cli.giving(url, 3):
         (place,) = cli("status", "--json").json["folders"]
         assert [(file["live"], file["waiting"]) for file in place["files"]] == [(True, 3)]
         done = cli("flush", "--timeout", "1")
-        assert done.status == 1
-        assert "3 turns held by running processes" in done.err
+        assert (done.status, done.out) == (0, "no turns are waiting\n")
+        assert "running processes hold 3 turns and will send them" in done.err
+        assert cli("flush", "--json").json == {
+            "waiting": 3,
+            "accepted": 0,
+            "live": 3,
+            "errors": [],
+        }
         done = cli("outbox", "purge", "--yes")
         assert done.status == 1
-        assert "belongs to a running process" in done.err
+        assert "a running process owns " in done.err
         assert cli("status", "--json").json["waiting"] == 3
 
 
@@ -569,7 +451,7 @@ def test_dead_letters(cli: Cli, server: Serving) -> None:
     cli("flush")
     assert len(cli("dead", "list", "--json").json) == 1
     assert cli("dead", "discard", "nothing").status == 2
-    assert "1 dead letter revived" in cli("dead", "retry", "--all").out
+    assert "1 dead letter queued again" in cli("dead", "retry", "--all").out
     cli("flush")
     assert cli("dead", "discard", "--all", "--json").json == {"erased": 1, "errors": []}
     assert cli("dead", "list", "--json").json == []
@@ -621,7 +503,7 @@ def test_doctor_looks_at_hermes_too(cli: Cli, server: Serving) -> None:
     found = cli("doctor", "--json", HINDSIGHT_EXEC_STATE="")
     assert found.status == 0
     names = [check["name"] for check in found.json]
-    assert names == ["state folder"] * 2 + ["SQLite", "configuration", "server", "key"]
+    assert names == ["state directory"] * 2 + ["SQLite", "configuration", "server", "key"]
     assert str(config) in found.out
     both = cli("doctor", "--json", HINDSIGHT_EXEC_STATE="", HINDSIGHT_API_URL=server.url)
     assert [check["name"] for check in both.json] == names
@@ -632,8 +514,11 @@ def test_doctor_in_a_folder_that_cannot_be_used(cli: Cli) -> None:
     """A state folder that is a file is named, with what to do."""
     (cli.folder / "file").write_text("")
     done = cli("doctor", "--json", "--state", str(cli.folder / "file"))
-    assert (done.status, checks(done)["state folder"]) == (1, "failed")
-    assert "HINDSIGHT_EXEC_STATE" in done.out
+    assert (done.status, checks(done)["state directory"]) == (1, "failed")
+    assert "Not a directory; check --state" in done.out
+    done = cli("doctor", "--json", HINDSIGHT_EXEC_STATE=str(cli.folder / "file"))
+    assert (done.status, checks(done)["state directory"]) == (1, "failed")
+    assert "name another with HINDSIGHT_EXEC_STATE" in done.out
 
 
 # -- demo and terminals -------------------------------------------------------------------------------
@@ -644,10 +529,14 @@ def test_demo(cli: Cli) -> None:
     """The demo shows that nothing of ours is lost, needs no configuration and leaves nothing."""
     done = cli("demo", "--turns", "20", TMPDIR=str(cli.folder))
     assert (done.status, done.err) == (0, "")
-    assert "Every turn given to hindsight-exec is stored, once." in done.out
+    assert "hindsight-exec stored every accepted turn once." in done.out
     for ending in ("end of main", "Ctrl-C", "exception", "SIGKILL", "server down"):
         (line,) = [line for line in done.out.splitlines() if ending in line]
-        assert line.split()[-7:-5] == ["20", "20"]  # given, stored
+        ours, _, _, asynchronous, _, _, blocking, *_ = line.split()[-9:]
+        assert ours == "20"
+        # A pool's jobs that block run at exit; those that use asyncio do not.
+        assert int(asynchronous) < 20
+        assert blocking == ("0" if ending in ("SIGKILL", "server down") else "20")
     assert sorted(path.name for path in cli.folder.iterdir()) == ["home"]
 
 

@@ -205,8 +205,9 @@ def test_since(history, run):
     history.session("old")
     history.talk("old", 1)
     assert json.loads(run("--dry-run", "--json", "--since", "2026-01-01")[1])["sessions"] == []
-    with pytest.raises(SystemExit):
-        run("--since", "yesterday")
+    status, _, noted = run("--since", "yesterday")
+    assert status == 2
+    assert "invalid date 'yesterday' (expected YYYY-MM-DD)" in noted
 
 
 def test_what_was_no_conversation(history, home):

@@ -134,7 +134,7 @@ def gateway(tmp_path: Path, clean: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(embedded, "_daemons", {})
     monkeypatch.setattr(host, "_cache", {})
-    yield gateway
+    return gateway
 
 
 def files_below(folder: Path) -> List[Path]:
