@@ -271,7 +271,7 @@ def test_commands_that_cannot_start_it(command, daemon, home, capsys, monkeypatc
     daemon.let("fail")
     assert main(command) == UNREACHABLE
     begun, failed = capsys.readouterr().err.splitlines()
-    assert "is being started" in begun
+    assert "daemon is starting" in begun
     assert "hindsight-embed.log tells why" in failed
     monkeypatch.setattr(embedded, "missing", lambda settings: "no hindsight-embed")
     assert main(command) == USAGE
