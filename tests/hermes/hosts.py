@@ -62,6 +62,10 @@ marks = [
 
 NOISE = re.compile(r"Unclosed|cannot schedule|Traceback|never retrieved|was destroyed")
 PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
+# The wheel of 0.22 comes without its texts and shows their keys.
+NEW_SESSION = (
+    "cli.session.new_session" if HERMES and HERMES.generation >= (0, 22) else "New session started"
+)
 START = 120  # seconds for Hermes to start on a busy machine
 
 
@@ -89,6 +93,8 @@ memory:
   user_profile_enabled: true
 approvals:
   destructive_slash_confirm: false
+display:
+  busy_input_mode: queue
 telemetry:  # else 0.22 asks before its first chat
   shared_metrics: {{enabled: false, send: false, offer_version: 2}}
 """
@@ -187,9 +193,15 @@ class Terminal:
 
     def __init__(self, host: Host, *command: str) -> None:
         import pty
+        import termios
 
         self.host = host
         self.master, slave = pty.openpty()
+        # Enter stays Enter before the prompt reads single keys, too: 0.22 takes a line feed for
+        # a new line of text.
+        attributes = termios.tcgetattr(slave)
+        attributes[0] &= ~termios.ICRNL
+        termios.tcsetattr(slave, termios.TCSANOW, attributes)
         self.process = host.start(
             [*host.hermes, *command],
             stdin=slave,
@@ -222,9 +234,9 @@ class Terminal:
     def type(self, line: str) -> None:
         self.text = ""
         os.write(self.master, line.encode())
-        self.read_until(
-            line.rsplit(maxsplit=1)[-1]
-        )  # its echo; Enter in the same write would be pasted text
+        # Enter in the same write would be pasted text; for 0.22, Enter within 50 ms, too.
+        self.read_until(line.rsplit(maxsplit=1)[-1])
+        time.sleep(0.3)
         os.write(self.master, b"\r")
 
     def end(self) -> int:

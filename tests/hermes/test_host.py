@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import START, Chat, Host, Terminal, marks, settle, until
+from .hosts import NEW_SESSION, START, Chat, Host, Terminal, marks, settle, until
 from .llm import REPLY, FakeLLM
 from .recording import configure
 from .test_embedded import Daemon
@@ -120,7 +120,7 @@ def test_new(host, hindsight):
         hindsight.wait_for("/recall", number + 1)
     chat.type("/new")
     hindsight.wait_for_turns(2)
-    chat.read_until("New session started")
+    chat.read_until(NEW_SESSION)
     chat.type("turn-3")
     hindsight.wait_for("/recall", 5)
     chat.type("/exit")
@@ -275,7 +275,7 @@ def test_setup(host, hindsight):
         ("[hermes]: ", "b"),
     ):
         setup.read_until(prompt)
-        os.write(setup.master, answer.encode() + b"\r")
+        os.write(setup.master, answer.encode() + b"\n")
     assert setup.end() == 0
     assert "Ready" in host.printed
     assert "SECRET" not in host.printed
