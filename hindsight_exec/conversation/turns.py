@@ -335,6 +335,11 @@ def _item(
     return _json(item).encode()
 
 
+# Looks SHA-256 up in OpenSSL now. Up to uWSGI 2.0.26, a worker that loaded the application itself
+# runs Python's exit hooks when OpenSSL has cleaned up: the first look-up would crash there.
+hashlib.sha256()
+
+
 def _utc(at: float) -> str:
     stamp = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
     return stamp.replace("+00:00", "Z")
