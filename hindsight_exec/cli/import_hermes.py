@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
@@ -75,7 +75,7 @@ class _Plan:
 
     def extractions(self, settings: Settings) -> int:
         """How many LLM calls the server needs for it: it extracts document by document."""
-        now, hold = datetime.now(timezone.utc), Hold.of(settings)
+        now, hold = settings.now(), Hold.of(settings)
         sizes = [
             turn(_messages(one, settings, now), given_at=0.0, index=1).sizes
             for one in self.past.turns
@@ -211,12 +211,13 @@ def _messages(one: PastTurn, settings: Settings, now: datetime) -> list[dict[str
         now,
         user_prefix=settings.retain_user_prefix,
         assistant_prefix=settings.retain_assistant_prefix,
+        localise=settings.localise,
     )
 
 
 def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
     identity = past.identity
-    now = datetime.now(timezone.utc)
+    now = settings.now()
     messages, originals = [], []
     for one in past.turns:
         shown = shown_of(one, settings)

@@ -39,10 +39,18 @@ class TranscriptTurn:
     line: int  # of its first message, from 1
 
     def messages(
-        self, now: datetime, *, user_prefix: str = "User", assistant_prefix: str = "Assistant"
+        self,
+        now: datetime,
+        *,
+        user_prefix: str = "User",
+        assistant_prefix: str = "Assistant",
+        localise: Callable[[datetime], datetime] = lambda at: at,
     ) -> list[dict[str, str]]:
-        """The turn's messages, each with its own time; `now` where the transcript has none."""
-        at = self.user_at or self.assistant_at or now
+        """The turn's messages, each with its own time; `now` where the transcript has none.
+
+        ``localise`` gives a time the offset that it shall be stored with.
+        """
+        at = localise(self.user_at or self.assistant_at or now)
         messages = turn_messages(
             self.user,
             self.assistant,
@@ -51,7 +59,7 @@ class TranscriptTurn:
             assistant_prefix=assistant_prefix,
         )
         if self.assistant and self.assistant_at:
-            messages[-1]["timestamp"] = self.assistant_at.isoformat()
+            messages[-1]["timestamp"] = localise(self.assistant_at).isoformat()
         return messages
 
 
@@ -263,7 +271,7 @@ def _time(value: Any) -> datetime | None:
         raise ValueError(value)
     if abs(seconds) > _MILLISECONDS:
         seconds /= 1000
-    return datetime.fromtimestamp(seconds, timezone.utc)
+    return datetime.fromtimestamp(seconds, timezone.utc).astimezone()
 
 
 def _short(value: Any) -> str:

@@ -18,9 +18,11 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence  # typing's are slow to ask isinstance()
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from functools import cached_property, lru_cache
 from typing import Any, Optional
+
+from .times import parse_iso
 
 # json.dumps() would make an encoder for each call.
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -289,7 +291,7 @@ def document_item(source: Source, document_id: str, turns: Sequence[Turn]) -> by
         source,
         document_id,
         content,
-        timestamp=turns[0].given_at,
+        timestamp=_local(turns[0].given_at, _zone(turns[0])),
         retained_at=turns[-1].given_at,
         counts={
             "message_count": str(sum(len(turn.sizes) for turn in turns)),
@@ -300,7 +302,7 @@ def document_item(source: Source, document_id: str, turns: Sequence[Turn]) -> by
 
 def text_item(source: Source, document_id: str, text: str, at: float, timestamp: str = "") -> bytes:
     """The item that is sent for a text that somebody asked to be remembered."""
-    stamp = storable(timestamp) or at
+    stamp = storable(timestamp) or _local(at, None)
     return _item(source, document_id, storable(text), timestamp=stamp, retained_at=at)
 
 
@@ -309,13 +311,10 @@ def _item(
     document_id: str,
     content: str,
     *,
-    timestamp: float | str,
+    timestamp: str,
     retained_at: float,
     counts: Optional[Mapping[str, str]] = None,
 ) -> bytes:
-    if not isinstance(timestamp, str):
-        # The local offset: the server reads dates like "yesterday" against it.
-        timestamp = datetime.fromtimestamp(timestamp).astimezone().isoformat()
     item: dict[str, Any] = {
         "content": content,
         "document_id": document_id,
@@ -338,6 +337,20 @@ def _item(
 # Looks SHA-256 up in OpenSSL now. Up to uWSGI 2.0.26, a worker that loaded the application itself
 # runs Python's exit hooks when OpenSSL has cleaned up: the first look-up would crash there.
 hashlib.sha256()
+
+
+def _zone(turn: Turn) -> Optional[tzinfo]:
+    """The zone in which a turn's first message states its time, if it does."""
+    try:
+        message, _ = json.JSONDecoder().raw_decode(turn.json)
+        return parse_iso(message["timestamp"]).tzinfo
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def _local(at: float, zone: Optional[tzinfo]) -> str:
+    # With an offset: the server reads dates like "yesterday" against it.
+    return datetime.fromtimestamp(at, zone).astimezone(zone).isoformat()
 
 
 def _utc(at: float) -> str:

@@ -45,10 +45,10 @@ class PastTurn(TranscriptTurn):
     from_runtime: bool = False
 
     def messages(
-        self, now: datetime, *, user_prefix: str = "User", assistant_prefix: str = "Assistant"
+        self, now: datetime, *, user_prefix: str = "User", **options: Any
     ) -> list[dict[str, str]]:
         prefix = RUNTIME if self.from_runtime else user_prefix
-        return super().messages(now, user_prefix=prefix, assistant_prefix=assistant_prefix)
+        return super().messages(now, user_prefix=prefix, **options)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hindsight_exec.errors import ConfigError
 from hindsight_exec.settings import reading
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.dotenv import read_variables
-from hindsight_exec.settings.folders import default_hermes_home
+from hindsight_exec.settings.folders import default_hermes_home, managed_folder
 
 if TYPE_CHECKING:
 
@@ -145,6 +145,7 @@ def _of_the_machine() -> Dict[str, str]:
     }
 
 
+_OURS = ("HINDSIGHT_", "HERMES_TIMEZONE", "HERMES_MANAGED_DIR")
 _cache: Dict[Path, Tuple[Any, Settings]] = {}
 
 
@@ -156,9 +157,12 @@ def settings_of(home: Path) -> Settings:
     """
     environ = environment()
     legacy = Path(environ.get("HOME", "")) / ".hindsight" / "config.json"
-    managed = Path(environ.get("HERMES_MANAGED_DIR", "") or "/etc/hermes") / ".env"
-    files = (home / "hindsight" / "config.json", home / ".env", legacy, managed)
-    ours = sorted(item for item in environ.items() if item[0].startswith("HINDSIGHT_"))
+    managed = managed_folder(environ)
+    files = (
+        home / "hindsight" / "config.json", home / ".env", home / "config.yaml", legacy,
+        managed / ".env", managed / "config.yaml",
+    )  # fmt: skip
+    ours = sorted(item for item in environ.items() if item[0].startswith(_OURS))
     state = (tuple(map(_stamp, files)), ours)
     cached = _cache.get(home)
     if cached is None or cached[0] != state:

@@ -7,7 +7,6 @@ import concurrent.futures
 import hashlib
 import logging
 import threading
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from hindsight_exec.conversation.turns import turn_messages
@@ -145,7 +144,7 @@ class Retention:
         Where the runtime began a turn, the assistant's answer tells what a job
         or a delegation found; of the runtime's own words the first line will do.
         """
-        settings, at, stored = self._settings, datetime.now().astimezone(), []
+        settings, at, stored = self._settings, self._settings.now(), []
         for role, text in said:
             label, shown = getattr(settings, f"retain_{role}_prefix"), text
             if role == "user" and is_synthetic(text, messages):

@@ -12,13 +12,14 @@ import logging
 import math
 import os
 from dataclasses import Field, dataclass, field, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple, Union
 
 from hindsight_exec.client.urls import CLOUD_URL
 from hindsight_exec.errors import ConfigError
 
-from . import keyring, reading
+from . import clock, keyring, reading
 from .banks import expand
 from .values import PARSERS, WrongValue, brief
 
@@ -176,6 +177,15 @@ class Settings:
     """Whether a server was named at all: by mode, URL or key."""
     unusable: str = field(default="", compare=False)
     """Why no server may be talked to; "" when all is well."""
+    timezone: str = field(default="", compare=False)
+    """The IANA name of the zone that Hermes is set to; "" for this machine's."""
+
+    def localise(self, at: datetime) -> datetime:
+        """Return the same time with the offset of the zone that Hermes is set to."""
+        return at.astimezone(clock.zone(self.timezone))
+
+    def now(self) -> datetime:
+        return self.localise(datetime.now(timezone.utc))
 
     def bank_for(self, fields: Mapping[str, str]) -> str:
         """Return the bank of a session.
@@ -233,6 +243,7 @@ class Settings:
             source=found.source,
             configured=found.configured,
             unusable=found.unusable,
+            timezone=found.timezone,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Mapping
 
 from hindsight_exec.errors import ConfigError
 
-__all__ = ["default_hermes_home", "state_folder", "user_home"]
+__all__ = ["default_hermes_home", "managed_folder", "state_folder", "user_home"]
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -41,6 +41,11 @@ def default_hermes_home(environ: Mapping[str, str]) -> Path:
         local = environ.get("LOCALAPPDATA", "").strip()
         return (Path(local) if local else user_home(environ) / "AppData" / "Local") / "hermes"
     return user_home(environ) / ".hermes"
+
+
+def managed_folder(environ: Mapping[str, str]) -> Path:
+    """Where an administrator keeps what goes before the files of Hermes' users."""
+    return Path(environ.get("HERMES_MANAGED_DIR", "").strip() or "/etc/hermes")
 
 
 def user_home(environ: Mapping[str, str]) -> Path:

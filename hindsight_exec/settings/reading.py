@@ -19,8 +19,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from hindsight_exec.client.urls import CLOUD_URL, EMBEDDED_URL, LOCAL_URL
 from hindsight_exec.errors import ConfigError
 
+from .clock import zone, zone_name
 from .dotenv import read_variables
-from .folders import user_home
+from .folders import managed_folder, user_home
 from .values import PARSERS, WrongValue, brief
 
 __all__ = ["Found", "profile_environment", "read", "read_config"]
@@ -37,6 +38,7 @@ class Found:
     unusable: str
     key_in_dotenv: str
     """The API key in the profile's ``.env``, whether it counts or not."""
+    timezone: str
 
 
 _KEY = "HINDSIGHT_API_KEY"
@@ -124,9 +126,21 @@ def read(
         values["api_url"] = ""
         problems += [f"{reason}; memory is off until this is corrected" for reason in unusable]
     configured = named or local or bool(stated_keys & {"api_url", "api_key"})
-    return Found(
-        values, problems, path, configured, "; ".join(unusable), variables.in_dotenv.get(_KEY, "")
-    )
+    timezone = _timezone(hermes_home, variables, problems) if hermes_home else ""
+    key = variables.in_dotenv.get(_KEY, "")
+    return Found(values, problems, path, configured, "; ".join(unusable), key, timezone)
+
+
+def _timezone(home: Path, variables: _Variables, problems: List[str]) -> str:
+    stated = variables.find("HERMES_TIMEZONE")
+    name = stated.value if stated else zone_name(home, variables.managed)
+    if name and zone(name) is None:
+        problems.append(
+            f"{stated.place if stated else 'config.yaml'}: the time zone {brief(name)} is not known"
+            " to this system; using the local one"
+        )
+        return ""
+    return str(name)
 
 
 def _stated(
@@ -148,11 +162,11 @@ class _Variables:
         self._layers = [*files, ("environment", environ)]
         self._files = files
         self.in_dotenv = files[-1][1] if files else {}
+        self.managed = managed_folder(environ)
 
     @classmethod
     def of_profile(cls, home: Path, environ: Mapping[str, str], host_loaded: bool) -> _Variables:
-        named = environ.get("HERMES_MANAGED_DIR", "").strip()
-        paths = (Path(named or "/etc/hermes") / ".env", home / ".env")
+        paths = (managed_folder(environ) / ".env", home / ".env")
         files = [(str(path), read_variables(path, environ=environ)) for path in paths]
         variables = cls(environ, *files)
         if host_loaded:

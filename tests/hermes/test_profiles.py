@@ -11,7 +11,7 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import pytest
 from serving import documents, free_port
@@ -116,7 +116,7 @@ class Gateway:
 
 
 @pytest.fixture
-def gateway(tmp_path: Path, clean: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, clean: Path, monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway(tmp_path, clean)
     for name, home in gateway.homes.items():
         home.mkdir(parents=True)

@@ -740,3 +740,19 @@ def test_a_child_forked_anywhere_in_the_provider(run, hindsight, home):
         str(home),
     )
     assert (ended.status, ended.err) == (0, "")
+
+
+def test_the_clock_of_hermes(make, hindsight, monkeypatch):
+    """A turn's time, and its document's, are in the zone that Hermes is set to."""
+    monkeypatch.setenv("HERMES_TIMEZONE", "Asia/Kolkata")
+    provider = make(retain_idle_seconds=0)
+    provider.sync_turn("what is on tonight?", "a concert")
+    provider.shutdown()
+    (item,) = [
+        item
+        for one in hindsight.seen
+        if one.path.endswith("/memories")
+        for item in one.body["items"]
+    ]
+    stamps = [item["timestamp"], *(one["timestamp"] for one in json.loads(item["content"]))]
+    assert [stamp[-6:] for stamp in stamps] == ["+05:30"] * 3
