@@ -1,6 +1,6 @@
 """One flat tree of exceptions: catch `HindsightExecError` to catch them all."""
 
-# ruff: noqa: N818 (what happened is the name: `except Unavailable`, as in the standard library)
+# ruff: noqa: N818 (the names say what happened: `except Unavailable`)
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class HindsightExecError(Exception):
 
 
 class ExecutorClosed(HindsightExecError, RuntimeError):
-    """A job was given to an executor that no longer takes any."""
+    """A job was submitted to an executor that no longer accepts any."""
 
 
 class ServerError(HindsightExecError):
@@ -19,12 +19,12 @@ class ServerError(HindsightExecError):
     Attributes:
         method: The request's HTTP method; "" if nothing was sent.
         url: Its URL without secrets: no userinfo, no query.
-        status: The HTTP status, or None when no answer came.
-        detail: What the server said, or what went wrong on the way there.
+        status: The HTTP status, or None without a response.
+        detail: The server's words, or what went wrong on the way there.
     """
 
     def __init__(self, method: str, url: str, status: int | None = None, detail: str = "") -> None:
-        # All of them are args, so that the exception survives pickle and copy.
+        # All are args, so that the exception survives pickle and copy.
         super().__init__(method, url, status, detail)
         self.method = method
         self.url = url
@@ -32,7 +32,7 @@ class ServerError(HindsightExecError):
         self.detail = detail
 
     def __str__(self) -> str:
-        # Without a method nothing was sent: the detail says why, and to whom.
+        # Without a method nothing was sent; the detail says why, and names the server.
         parts = [f"{self.method} {self.url}"] if self.method else []
         if self.status is not None:
             parts.append(f"HTTP {self.status}")
@@ -42,12 +42,12 @@ class ServerError(HindsightExecError):
 
 
 class Unavailable(ServerError):
-    """The server could not be reached or cannot answer now: the same request may succeed later.
+    """The server is unreachable or cannot answer now; the same request may succeed later.
 
-    Connection refused or reset, time-out, DNS, TLS, and HTTP 408, 429, 499, 500, 502, 503, 504.
+    Connection refused or reset, timeout, DNS, TLS, and HTTP 408, 429, 499, 500, 502, 503, 504.
 
     Attributes:
-        retry_after: Seconds the server asked to wait, or None.
+        retry_after: Seconds that the server asks to wait, or None.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Unavailable(ServerError):
 
 
 class Starting(Unavailable):
-    """The server is being started; ``retry_after`` says when to ask again. No trouble yet."""
+    """The server is starting; ``retry_after`` says when to ask again. This is no failure yet."""
 
 
 class Rejected(ServerError):
-    """The request itself is wrong (HTTP 4xx): it never succeeds as it is."""
+    """The request itself is wrong (HTTP 4xx) and never succeeds unchanged."""
 
 
 class Unauthorized(ServerError):
@@ -76,23 +76,23 @@ class Unauthorized(ServerError):
 
 
 class BadResponse(ServerError):
-    """An answer that is not what the Hindsight API says: not JSON, other types, a redirect."""
+    """The response does not follow the Hindsight API: not JSON, wrong types, a redirect."""
 
 
 class OutboxError(HindsightExecError):
-    """The outbox on disk could not do what was asked."""
+    """Base of the errors of the outbox on disk."""
 
 
 class OutboxFull(OutboxError):
-    """The outbox holds as much as its bound allows."""
+    """The outbox has reached its size limit; the turn was not accepted."""
 
 
 class OutboxUnavailable(OutboxError):
-    """The outbox cannot be written: disk full, read-only, or it cannot be opened."""
+    """The outbox cannot be opened or written: disk full, read-only, no permission."""
 
 
 class OutboxCorrupt(OutboxUnavailable):
-    """The outbox file is damaged, or is no outbox."""
+    """The outbox file is damaged, or is not an outbox."""
 
 
 class OutboxNewer(OutboxUnavailable):
@@ -100,8 +100,8 @@ class OutboxNewer(OutboxUnavailable):
 
 
 class ConfigError(HindsightExecError, ValueError):
-    """A setting or an argument is unusable; the message names its value and the remedy."""
+    """A setting or an argument is unusable; the message names the value and the remedy."""
 
 
 class TranscriptError(HindsightExecError, ValueError):
-    """A transcript, or a line of it, cannot be read."""
+    """A transcript, or one of its lines, cannot be read."""

@@ -32,6 +32,17 @@ def test_public_names():
     assert set(hindsight_exec.__all__) <= set(dir(hindsight_exec))
 
 
+def test_every_exception_is_public():
+    """All of the package's exceptions can be imported from the package itself."""
+    from hindsight_exec import errors
+
+    raised = [name for name, value in vars(errors).items() if isinstance(value, type)]
+    assert len(raised) > 10
+    for name in raised:
+        assert getattr(hindsight_exec, name) is getattr(errors, name)
+        assert name in hindsight_exec.__all__
+
+
 def test_unknown_name():
     """A name the package does not have is an AttributeError that names it."""
     with pytest.raises(AttributeError, match="module 'hindsight_exec' has no attribute 'Nonsense'"):

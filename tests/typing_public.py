@@ -6,8 +6,14 @@ from typing import Any, Optional
 
 from typing_extensions import assert_type
 
-from hindsight_exec import DrainingExecutor, ExecutorClosed, HindsightClient, RetainWriter, Settings
-from hindsight_exec.errors import HindsightExecError
+from hindsight_exec import (
+    DrainingExecutor,
+    ExecutorClosed,
+    HindsightClient,
+    HindsightExecError,
+    RetainWriter,
+    Settings,
+)
 
 
 def executor() -> None:
