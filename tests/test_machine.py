@@ -40,6 +40,7 @@ from hindsight_exec import DrainingExecutor, ExecutorClosed
 from hindsight_exec.conversation import turns
 from hindsight_exec.conversation.turns import Source, Turn
 from hindsight_exec.errors import OutboxFull
+from hindsight_exec.executor import waiting
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox import store as outbox_room
 from hindsight_exec.outbox.salvage import salvage
@@ -286,7 +287,7 @@ class Executor(RuleBasedStateMachine):
         while True:
             frame = sys._current_frames().get(thread.ident)
             assert frame is not None
-            if frame.f_code is threading.Condition.wait.__code__:
+            if frame.f_code is waiting.acquire.__code__:
                 return thread
 
     @precondition(lambda self: self.executor is not None and self.pending)
@@ -399,7 +400,7 @@ class Executor(RuleBasedStateMachine):
                 thread.join(LIMIT)
                 assert not thread.is_alive()
         # Nobody may say that a failed job was not looked at: all were.
-        assert all("left undone" in text for text in self.logged)
+        assert all("abandoned" in text for text in self.logged)
         self.logged.clear()
 
     def teardown(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hindsight_exec.executor.exit_hook import CLOSE, DRAIN, SERVE, call_at_exit
+from hindsight_exec.executor.phases import CLOSE, DRAIN, SERVE, call_at_exit
 from hindsight_exec.executor.pool import DrainingExecutor
 
 __all__ = ["CLOSE", "DRAIN", "SERVE", "DrainingExecutor", "call_at_exit"]

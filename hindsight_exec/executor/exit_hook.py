@@ -1,176 +1,157 @@
-"""What closes when, as the process exits: one callback, three phases.
+"""What closes when, as the process exits: one callback, and phases in order.
 
-The standard library registers its own exit callback with
-``threading._register_atexit`` while ``concurrent.futures.thread`` is imported:
-it forbids new futures and joins every worker.  Such callbacks run in reverse
-order, before the join of non-daemon threads and before ``atexit`` (CPython 3.9
-to 3.15).  So this module imports that one first and registers ONE callback
-after it.  Everything of this package that must close at exit goes through its
-phases: of two callbacks, the one registered later would run first.
+CPython 3.9 to 3.15 end a process in this order: callbacks that were registered
+with ``threading._register_atexit``, the last one first; non-daemon threads are
+joined; ``atexit``.  ``concurrent.futures.thread`` registers such a callback
+when it is imported: it refuses new futures and joins its workers.  Ours is
+registered after it, so that jobs which drain may use the standard library's
+pools.  It is the only one of this package: of two, the later would run first.
+
+Where non-daemon threads may still be at work after main, a server for example,
+exit has not come yet.  Accepted jobs are waited for all the same, as the
+standard library's pools are about to close; but everything stays open, and is
+closed by ``atexit``, when CPython has joined these threads.
 """
 
 from __future__ import annotations
 
 import atexit
-
-# By name: `import concurrent.futures` alone does not load the module whose
-# callback ours has to be registered after.
-import concurrent.futures.thread  # noqa: F401
 import contextlib
+import importlib
 import logging
-import os
+import queue
+import sys
 import threading
-import time
+from concurrent.futures import Future, as_completed, wait
 
-_logger = logging.getLogger("hindsight_exec")
-
-#: The phases: executors that hold work, then what serves them while they drain
-#: (a resolver pool), then what is left to be closed.
-DRAIN, SERVE, CLOSE = range(3)
-
-#: Seconds that work has to end after it was told that its bound has run out.
-GRACE = 0.5
+from hindsight_exec.executor import process
+from hindsight_exec.executor.phases import DRAIN, PHASES
+from hindsight_exec.executor.waiting import log, now
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from typing import Callable, Protocol
+    from types import CodeType, FrameType
+    from typing import Optional
 
-    class Drainable(Protocol):
-        """Work to be finished at exit. ``drain_timeout`` is in seconds."""
-
-        name: str
-        drain_timeout: float
-        expired: bool  # its bound has run out before
-
-        def close(self) -> None:
-            """Take no more."""
-
-        def wait(self, timeout: float) -> bool:
-            """Wait for what was taken; whether it is done."""
-
-        def expire(self) -> None:
-            """The bound has run out: end what can be ended."""
-
-        def give_up(self, timeout: float) -> None:
-            """After that: wait so long for it to end, and say what is left."""
-
-        def abandon(self) -> None:
-            """Close, and end what can be ended."""
+# Its callback has to be registered before ours. `import concurrent.futures` does
+# not load it, nor does an import statement under `-X lazy_imports=all` (3.15).
+_stdlib = importlib.import_module("concurrent.futures.thread")
 
 
-class Phase:
-    """One phase: the work that is drained in it, and what is called after."""
-
-    def __init__(self) -> None:
-        self.works: set[Drainable] = set()
-        self.callbacks: list[Callable[[], object]] = []
-        self.over = False  # begun, so that nothing more may join
-
-    def add(self, work: Drainable) -> bool:
-        """Have work drained; False if it is too late for that."""
-        with _lock:
-            if not self.over:
-                self.works.add(work)
-            return not self.over
-
-    def discard(self, work: Drainable) -> None:
-        with _lock:
-            self.works.discard(work)
-
-    def finish(self, *, patient: bool) -> bool:
-        """Drain all work at once, each within its bound; then call back.
-
-        Returns whether the next phase may take its time: False after Ctrl-C.
-        """
-        with _lock:
-            self.over = True
-            works = sorted(self.works, key=lambda work: work.drain_timeout)
-        began = time.monotonic()
+def close_all() -> None:
+    """Close all phases, in order. Raises nothing."""
+    for patient in (True, False, False):
         try:
-            for work in works:
-                work.close()
-            for work in works:
-                bound = work.drain_timeout if patient and not work.expired else 0.0
-                if not work.wait(max(0.0, began + bound - time.monotonic())):
-                    work.expire()
-            self._give_up(works)
+            for phase in PHASES:
+                if not phase.finished:
+                    phase.close(patient=patient)
+            return
         except BaseException as error:
-            # Ctrl-C, or what a signal handler raised: whoever sent it does not
-            # want to wait. Nothing may leave this callback, or those of others
-            # are skipped, the standard library's too.
-            patient = False
-            _logger.warning("Exit does not wait any longer: %s", type(error).__name__)
-            for work in works:
-                with contextlib.suppress(BaseException):  # another Ctrl-C
-                    guarded(work.abandon, "Closing %r", work.name)
-            with contextlib.suppress(BaseException):
-                self._give_up(works)
-        for callback in self.callbacks:
-            with contextlib.suppress(BaseException):
-                guarded(callback, "Exit callback %r", callback)
-        return patient
-
-    def _give_up(self, works: list[Drainable]) -> None:
-        """Their time to end is one for all: every executor adds nothing to it."""
-        end = time.monotonic() + GRACE
-        for work in works:
-            work.give_up(max(0.0, end - time.monotonic()))
+            # Ctrl-C, or what a signal handler raised. Whoever sent it does not
+            # want to wait. Nothing may leave this function: CPython would skip
+            # the callbacks of others, the standard library's among them.
+            _log_interrupt(error)
 
 
-def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
-    """Call ``callback()`` at exit, after all work of ``phase`` was drained.
-
-    Callbacks of a phase run in the order in which they were given. What one
-    raises is logged. Forgotten in a forked child. Safe from any thread.
-    """
-    with _lock:
-        PHASES[phase].callbacks.append(callback)
-
-
-def guarded(function: Callable[[], object], what: str, *args: object) -> None:
-    """Call it; an exception is logged as "``what`` failed". Ctrl-C passes."""
+def _before_cutoff() -> None:
+    """Drain while the standard library's pools still work; close if this is the end."""
+    global _cutoff_passed
+    if _cutoff_passed:
+        return  # registered twice
     try:
-        function()
-    except Exception:
-        _logger.exception(what + " failed", *args)
+        _cutoff_passed = True
+        process.renew_if_forked()
+        _drain_beside_threads()
+    except BaseException as error:
+        _log_interrupt(error)
+    try:
+        if _living_threads():
+            # Registered now rather than at import: multiprocessing clears
+            # atexit's list in its children from CPython 3.14 on.
+            atexit.register(close_all)
+            return
+    except BaseException as error:
+        _log_interrupt(error)
+    close_all()
 
 
-def _at_exit() -> None:
-    patient = True
-    for phase in PHASES:
-        try:
-            patient = phase.finish(patient=patient)
-        except BaseException:
-            patient = False  # a second Ctrl-C, while the first was dealt with
+def _drain_beside_threads() -> None:
+    """Wait for what is pending, within its bounds and while threads live on."""
+    began = now()
+    for work in sorted(PHASES[DRAIN].works, key=lambda work: work.closing.drain_timeout):
+        while work.pending and (threads := _living_threads()):
+            if now() >= began + work.closing.drain_timeout:
+                if _FOR_FUTURES.issuperset(threads):
+                    # Else CPython's join would wait for them, and they for a
+                    # job behind one that hangs.
+                    work.closing.expire()
+                break
+            work.pending.wait(0.05)  # not longer, to notice that the last thread has ended
 
 
-def _after_fork_in_child() -> None:
-    """The lock may have been held, and none of the threads is here."""
-    global _lock
-    _lock = threading.Lock()
-    for phase in PHASES:
-        phase.works = set()
-        phase.callbacks = []
-        phase.over = False  # the parent's exit; the child may go on
+def _living_threads() -> list[Optional[CodeType]]:
+    """What the threads that may go on after main are at: the code that runs, or that waits.
+
+    They are non-daemon, and not idle workers of the standard library's pools:
+    its callback, which follows ours, ends those.
+    """
+    ours = {thread for phase in PHASES for work in phase.works for thread in work.workers}
+    ours |= {threading.main_thread(), threading.current_thread()}
+    threads = [one for one in threading.enumerate() if not one.daemon and one not in ours]
+    if not threads:
+        return []  # 3.12.1 crashes if a subinterpreter asks for frames
+    frames = sys._current_frames()
+    codes = [_code_that_waits(frames.get(thread.ident or 0)) for thread in threads]
+    return [code for code in codes if code is None or code is not _IDLE]
 
 
-_lock = threading.Lock()  # guards the phases; taken inside a work's lock
-PHASES = (Phase(), Phase(), Phase())
+def _code_that_waits(frame: Optional[FrameType]) -> Optional[CodeType]:
+    while frame is not None and frame.f_code.co_filename in _WAITS:
+        frame = frame.f_back
+    return None if frame is None else frame.f_code
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
-try:
-    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-except AttributeError:
-    atexit.register(_at_exit)  # later than we want, but not never
-except RuntimeError:
-    # Imported when the shutdown has begun. Then `atexit` is yet to come, unless
-    # it is what imports us: it runs nothing that is registered meanwhile. What
-    # could not be drained is better refused, as the standard library does.
-    if threading.current_thread() is threading.main_thread():
-        for late in PHASES:
-            late.over = True
-    else:
-        atexit.register(_at_exit)
+def _log_interrupt(error: BaseException) -> None:
+    log(logging.WARNING, "Exit does not wait any longer: %s", type(error).__name__)
+
+
+def _register() -> None:
+    """Have exit call us before the standard library's own callback, which it is to follow."""
+    try:
+        threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
+    except AttributeError:
+        atexit.register(close_all)  # later than we want, but not never
+    except RuntimeError:
+        # The shutdown has begun. Then `atexit` is yet to come, unless it is
+        # what imports us: it calls nothing that is registered meanwhile. What
+        # could not be drained is better refused.
+        if threading.current_thread() is threading.main_thread():
+            for phase in PHASES:
+                phase.over = phase.finished = True
+        else:
+            atexit.register(close_all)
+
+
+def stay_first() -> None:
+    """Register again if process pools, whose module has such a callback too, came after us."""
+    global _before_processes
+    if not _before_processes and "concurrent.futures.process" in sys.modules:
+        _before_processes = True
+        with contextlib.suppress(AttributeError, RuntimeError):
+            threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
+
+
+def _start_afresh() -> None:
+    global _cutoff_passed
+    _cutoff_passed = False  # that was the parent's exit
+
+
+# The files of what a thread waits with, and the code that waits with it for a future.
+_WAITS = {threading.Condition.wait.__code__.co_filename, queue.Queue.get.__code__.co_filename}
+_FOR_FUTURES = {f.__code__ for f in (Future.result, Future.exception, wait, as_completed)}
+_IDLE = getattr(getattr(_stdlib, "_worker", None), "__code__", None)
+_cutoff_passed = False
+_before_processes = "concurrent.futures.process" in sys.modules
+process.call_in_child(_start_afresh)
+_register()

@@ -1,4 +1,4 @@
-"""Futures of jobs: one that failed is reported if nobody looks at it."""
+"""The future of a job, which reports a failure that nobody looks at."""
 
 from __future__ import annotations
 
@@ -6,68 +6,82 @@ import logging
 import sys
 from concurrent.futures import Future
 
+from hindsight_exec.executor.waiting import log
+
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
-_logger = logging.getLogger("hindsight_exec")
-
 
 class JobFuture(Future):  # type: ignore[type-arg]
-    """A future that reports a failed job which nobody asked about.
+    """A future whose failure is logged if nobody looks at it.
 
-    Whether anybody will cannot be told when the job ends: the caller may not
-    even have got the future yet, or waits for it already.
+    Whether somebody will look cannot be told when the job fails: the caller
+    may not even have the future yet, or may wait for it already. So the
+    failure is reported when the future is collected. Looking is to call
+    ``result`` or ``exception``, to await the future, or to ``cancel`` it:
+    whoever cancels does not ask how the job ends.
     """
 
-    report: Optional[UnseenFailure] = None
+    _cancelled_by_holder = False
+    _unseen: Optional[_UnseenFailure] = None
+
+    def fail(self, executor: str, error: BaseException) -> None:
+        """Set the exception of the job. Called by the worker."""
+        self._unseen = _UnseenFailure(executor, error)  # before anybody can look
+        if self._cancelled_by_holder:
+            self._unseen.error = None
+        self.set_exception(error)
 
     def result(self, timeout: Optional[float] = None) -> Any:
         try:
             return super().result(timeout)
         finally:
-            self._looked()
+            self._seen()
+            # The traceback refers to this frame: break the cycle, as the base class does.
+            self = None  # type: ignore[assignment]  # noqa: PLW0642
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         try:
             return super().exception(timeout)
         finally:
-            self._looked()
+            self._seen()
 
-    def _looked(self) -> None:
-        if self.report is not None and self.done():
-            self.report.due = False
+    def cancel(self) -> bool:
+        self._cancelled_by_holder = True
+        if self._unseen is not None:
+            self._unseen.error = None
+        return super().cancel()
+
+    def _get_snapshot(self) -> Any:
+        # asyncio reads the outcome by this method from CPython 3.15 on.
+        try:
+            return super()._get_snapshot()  # type: ignore[misc]
+        finally:
+            self._seen()
+
+    def _seen(self) -> None:
+        if self._unseen is not None and self.done():
+            self._unseen.error = None
 
 
-class UnseenFailure:
+class _UnseenFailure:
     """Logs when it is collected, together with the future of a failed job.
 
-    An object of its own, so that futures of jobs that succeed have no
+    An object of its own, so that the futures of jobs that succeed have no
     finalizer to pay for.
     """
 
     def __init__(self, executor: str, error: BaseException) -> None:
         self.executor = executor
-        self.error = error
-        self.due = True
+        self.error: Optional[BaseException] = error
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.due and not finalizing():  # logging does not work any more
-            _logger.error(
+        if self.error is not None and not finalizing():  # logging does not work any more
+            log(
+                logging.ERROR,
                 "%s: a job failed, and nobody looked at its future",
                 self.executor,
                 exc_info=self.error,
             )
-
-
-def cancel_all(futures: list[Future[Any]]) -> int:
-    """Cancel queued futures; returns how many were not cancelled before."""
-    fresh = 0
-    for future in futures:
-        fresh += not future.cancelled()
-        if future.cancel():
-            # The standard library leaves this out, and as_completed() and
-            # wait() then never hear of it.
-            future.set_running_or_notify_cancel()
-    return fresh

@@ -6,28 +6,32 @@ background work that must not be lost when the interpreter ends:
 * its drain runs *before* the standard library refuses new futures, so a job
   may still resolve a host name, use an asyncio loop or another executor;
 * the drain is bounded: a job that hangs never holds the process;
-* work that was accepted is run, cancelled or reported, never dropped in
-  silence, also when the executor object itself is gone.
+* accepted work is run, cancelled or reported, never dropped in silence, also
+  when the executor object itself is gone.
 
-When it drains is settled in :mod:`.exit_hook`.
-
-The workers are daemon threads of our own.  The inherited ones are joined
-without a bound by the standard library's callback and again as non-daemon
-threads, so a wedged job would hold exit for ever.  Nothing private of
-``ThreadPoolExecutor`` is used; its constructor runs so that ``isinstance`` and
-``loop.set_default_executor`` accept the class.
+The workers are daemon threads of our own. The standard library joins its own
+without a bound, and non-daemon threads again: one wedged job would hold exit
+for ever. Nothing private of ``ThreadPoolExecutor`` is used; its constructor
+runs so that ``isinstance`` and ``loop.set_default_executor`` accept the class.
 """
 
 from __future__ import annotations
 
+import contextvars
+import functools
+import itertools
 import os
-import time
-from concurrent.futures.thread import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
+from os import getpid
 
-from hindsight_exec.executor import work as _work
-from hindsight_exec.executor.exit_hook import DRAIN, GRACE, PHASES
+from hindsight_exec.errors import ExecutorClosed
+from hindsight_exec.executor import closing, process
+from hindsight_exec.executor.closing import Closing
 from hindsight_exec.executor.futures import JobFuture
+from hindsight_exec.executor.phases import DRAIN, PHASES
+from hindsight_exec.executor.waiting import check_seconds, now
 from hindsight_exec.executor.work import Work
+from hindsight_exec.executor.worker import contexts
 
 TYPE_CHECKING = False  # as in `typing`, whose import would be a third of ours
 
@@ -39,6 +43,18 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     T = TypeVar("T")
+
+
+def _code_file(function: Any) -> object:
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
+
+
+_numbers = itertools.count().__next__
+
+# To be compared with; None if it is patched already. Told by the file it is in.
+_UNPATCHED_SUBMIT: Any = ThreadPoolExecutor.submit
+if _code_file(_UNPATCHED_SUBMIT) != _code_file(ThreadPoolExecutor.shutdown):
+    _UNPATCHED_SUBMIT = None
 
 
 class DrainingExecutor(ThreadPoolExecutor):
@@ -60,17 +76,23 @@ class DrainingExecutor(ThreadPoolExecutor):
             to close and before anything waits: the place to cut a sleep short.
         on_deadline: Called once, without arguments, when a bound has run out
             while a job was running: the place to cancel that job, which gets
-            half a second to end. The callbacks run on the thread that closes;
-            what they raise is logged. They are kept as long as a worker lives,
-            so a callback that refers to the executor keeps it alive too.
+            half a second to end. What the callbacks raise is logged. At exit
+            they are called on threads of their own. They are kept as long as
+            a worker lives, so one that refers to the executor keeps it alive.
+        ctxkwargs: Further arguments of ``prepare_context`` (CPython 3.14).
 
     Raises:
         ValueError: ``max_workers`` or ``drain_timeout`` is out of range.
-        TypeError: ``initializer`` or a callback is not callable.
+        TypeError: An argument is of the wrong type.
 
-    All methods are safe from any thread. None is re-entrant: a signal handler
-    may set flags only, as with the standard library's. A forked child starts
-    with an empty executor of its own; the parent's jobs stay the parent's.
+    All methods are safe from any thread, and ``submit``, ``closing``,
+    ``pending`` and ``repr`` from signal handlers and finalizers, too. So are
+    ``drain`` and ``shutdown``, unless they would wait for the code that was
+    interrupted: a ``RuntimeError`` if that is a job of the same executor. On
+    PyPy, whose queue takes a lock, a handler may set flags only.
+
+    A forked child starts with an empty executor of its own; the parent's jobs
+    stay the parent's.
     """
 
     #: The phase of exit in which executors of this class are drained.
@@ -86,26 +108,34 @@ class DrainingExecutor(ThreadPoolExecutor):
         drain_timeout: float = 10.0,
         on_closing: Optional[Callable[[], object]] = None,
         on_deadline: Optional[Callable[[], object]] = None,
+        **ctxkwargs: Any,
     ) -> None:
         if max_workers is None:
-            max_workers = min(32, (os.cpu_count() or 1) + 4)
-        if not drain_timeout >= 0:
-            raise ValueError(f"drain_timeout must be 0 or more seconds, not {drain_timeout!r}")
-        for callback in (on_closing, on_deadline):
+            cpus: Callable[[], Optional[int]] = getattr(os, "process_cpu_count", os.cpu_count)
+            max_workers = min(32, (cpus() or 1) + 4)
+        check_seconds("drain_timeout", drain_timeout, least=0.0)
+        callbacks = {"on_closing": on_closing, "on_deadline": on_deadline}
+        for name, callback in callbacks.items():
             if callback is not None and not callable(callback):
-                raise TypeError(f"on_closing and on_deadline must be callable, not {callback!r}")
-        super().__init__(max_workers, thread_name_prefix, initializer, initargs)
+                raise TypeError(f"{name} must be callable, not {callback!r}")
+        super().__init__(max_workers, thread_name_prefix, initializer, initargs, **ctxkwargs)
+        create_context, resolve_task = contexts(type(self), initializer, initargs, ctxkwargs)
+        self._children: dict[int, Work] = {}
         self._work = Work(
-            name=thread_name_prefix or type(self).__name__,
+            name=thread_name_prefix or f"{type(self).__name__}-{_numbers()}",
             phase=PHASES[self.exit_phase],
             max_workers=max_workers,
-            initializer=initializer,
-            initargs=initargs,
-            drain_timeout=drain_timeout,
-            on_closing=on_closing,
-            on_deadline=on_deadline,
+            create_context=create_context,
+            resolve_task=resolve_task,
+            broken=getattr(type(self), "BROKEN", BrokenThreadPool),
         )
-        self._work.wake_when_collected(self)
+        self._work.closing = Closing(
+            self._work,
+            drain_timeout,
+            {name: callback for name, callback in callbacks.items() if callback is not None},
+            warns=self.exit_phase == DRAIN,
+        )
+        self._work.close_when_collected(self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` and return its future.
@@ -122,22 +152,32 @@ class DrainingExecutor(ThreadPoolExecutor):
             RuntimeError: The system can start no thread; nothing was taken.
         """
         work = self._work
-        if work.generation != _work.generation:
+        # A host that forks in C need not run at-fork hooks: ask for the pid.
+        if work.pid != getpid():
             work = self._renewed()
+        if work.gated:
+            work.admit()
+        if ThreadPoolExecutor.submit is not _UNPATCHED_SUBMIT:
+            # Tracing (OpenTelemetry, Sentry) wraps that one, for a job to run
+            # in the context of its submission.
+            fn = functools.partial(contextvars.copy_context().run, fn)
+        if work.resolve_task is not None:
+            fn, args, kwargs = None, work.resolve_task(fn, args, kwargs), None  # type: ignore[assignment]
+        pending = work.pending
+        # `pending` counts the running jobs too, so this compares what there is
+        # to do with the threads that can do it.
+        if len(pending) >= len(work.workers) < work.max_workers:
+            work.start_worker()
         future: Future[T] = JobFuture()
-        with work.lock:
-            if work.refusal is not None:
-                raise work.refusal()
-            wave = work.waves[-1]
-            # Counted before it is queued: an interrupt between two bytecodes
-            # can then only strike after `put`, when both have happened.
-            wave.pending += 1
-            work.pending += 1
-            work.queue.put((future, fn, args, kwargs, wave))
-            # `pending` counts the running jobs too, so this compares what
-            # there is to do with the threads that can do it.
-            if work.pending > len(work.threads) < work.max_workers:
-                work.start_thread()
+        token = object()
+        try:
+            pending.add(token)
+            work.queue.put((future, fn, args, kwargs, token))
+            if work.gated:
+                work.confirm(future, token)
+        except BaseException:
+            work.withdraw(future, token)
+            raise
         return future
 
     def drain(self, timeout: Optional[float] = None) -> bool:
@@ -154,9 +194,11 @@ class DrainingExecutor(ThreadPoolExecutor):
             RuntimeError: Called by a job of this executor, which would wait
                 for itself.
         """
+        check_seconds("timeout", timeout)
         work = self._renewed()
-        work.forbid_own_threads("drain() from a job of the same executor would wait for itself")
-        return work.wait(timeout)
+        if work.is_own_thread():
+            raise RuntimeError("drain() from a job of the same executor would wait for itself")
+        return work.pending.wait(timeout)
 
     def shutdown(
         self,
@@ -182,46 +224,52 @@ class DrainingExecutor(ThreadPoolExecutor):
                 executor is closed all the same.
             ValueError: ``timeout`` without ``wait``.
         """
+        check_seconds("timeout", timeout)
         if timeout is not None and not wait:
             raise ValueError(f"timeout={timeout!r} bounds the waiting, so it needs wait=True")
         work = self._renewed()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        work.close(_work.AFTER_SHUTDOWN, cancel=cancel_futures)
+        deadline = None if timeout is None else now() + timeout
+        work.close(_refusal)
+        if cancel_futures:
+            work.closing.cancel_queued()
+        work.closing.call("on_closing")
         if not wait:
             return
-        work.forbid_own_threads("shutdown(wait=True) from a job of the same executor")
-        if not work.wait(timeout):
-            work.expire()
-            work.give_up(GRACE)
-            return
-        # The jobs are done; the threads have found the end of the queue or
-        # are about to, so that this is short.
-        for thread in work.snapshot():
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if work.is_own_thread():
+            raise RuntimeError("shutdown(wait=True) from a job of the same executor")
+        if work.pending.wait(timeout):
+            # The workers have found the end of the queue, or are about to.
+            work.join(None if deadline is None else max(0.0, deadline - now()))
+        else:
+            work.closing.expire(f"shutdown(timeout={timeout:g}) expired")
+            work.closing.give_up(now() + closing.GRACE)
 
     @property
     def closing(self) -> bool:
         """Whether submissions are refused."""
         work = self._renewed()
-        return work.refusal is not None or work.phase.over
+        return work.gated or work.phase.over
 
     @property
     def pending(self) -> int:
         """Number of jobs accepted and not done, the running ones included."""
-        return self._renewed().pending
+        return len(self._renewed().pending)
 
     def __repr__(self) -> str:
         state = ", closing" if self.closing else ""
         return f"<{type(self).__name__} {self._work.name!r} {self.pending} pending{state}>"
 
     def _renewed(self) -> Work:
-        """Our work; in a forked child a new one, as the parent's lock, queue
-        and threads are no use here."""
-        work = self._work
-        if work.generation != _work.generation:
-            with _work.renewal:
-                if self._work.generation != _work.generation:
-                    self._work = self._work.for_child()
-                    self._work.wake_when_collected(self)
-                work = self._work
-        return work
+        """Our work; in a forked child a new one, as the queue, the threads and
+        the jobs are the parent's."""
+        process.renew_if_forked()
+        if self._work.pid != process.pid:
+            child = self._work.for_child()
+            child.close_when_collected(self)
+            # Of two threads that come here at once, one wins.
+            self._work = self._children.setdefault(process.pid, child)
+        return self._work
+
+
+def _refusal() -> Exception:
+    return ExecutorClosed("cannot schedule new futures after shutdown")

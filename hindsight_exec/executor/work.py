@@ -1,25 +1,26 @@
-"""What an executor, its workers and the exit hook share: queue, counts and threads.
+"""The work of an executor: its queue, its workers and what is pending.
 
-None of them holds on to the executor itself, which may go out of scope while
-jobs wait: they are run all the same.
+An executor, its workers and the exit hook share a :class:`Work`.  None of the
+latter refers to the executor: it may go out of scope with jobs in its queue,
+and they are run all the same.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
-import logging
-import os
+import queue
 import threading
-import time
 import weakref
-from concurrent.futures.thread import BrokenThreadPool
-from queue import Empty, SimpleQueue
 from types import FunctionType
 
 from hindsight_exec.errors import ExecutorClosed
-from hindsight_exec.executor.exit_hook import DRAIN, PHASES, Phase, guarded
-from hindsight_exec.executor.futures import UnseenFailure, cancel_all
+from hindsight_exec.executor import process
+from hindsight_exec.executor.exit_hook import stay_first
+from hindsight_exec.executor.pending import Pending
+from hindsight_exec.executor.phases import AFTER_EXIT
+from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.worker import serve
 
 TYPE_CHECKING = False
 
@@ -27,39 +28,33 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any, Callable, Optional
 
+    from hindsight_exec.executor.closing import Closing
+    from hindsight_exec.executor.phases import Phase
     from hindsight_exec.executor.pool import DrainingExecutor
-
-_logger = logging.getLogger("hindsight_exec")
-
-#: Seconds that a wait lasts before signals are looked for again.
-_SLICE = 0.5
-
-AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
-AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
-
-# PyPy's SimpleQueue is written in Python: its put() waits for a plain lock, and
-# the collector may strike while the same thread holds that.
-_QUEUE_LOCKS = isinstance(SimpleQueue.put, FunctionType)
-
-# Counts the forks that led here; work of another generation is the parent's.
-generation = 0
-renewal = threading.Lock()  # held while an executor starts afresh in a child
-
-
-class _Wave:
-    """Counts the jobs accepted between two calls of ``drain``."""
-
-    __slots__ = ("pending",)
-
-    def __init__(self) -> None:
-        self.pending = 0
+    from hindsight_exec.executor.worker import Context
 
 
 class Work:
-    """What an executor, its threads and the exit hook share.
+    """What an executor, its workers and the exit hook share.
 
-    The threads and the hook hold on to this, never to the executor: it may go
-    out of scope while jobs wait, and they are run all the same.
+    Guarantees:
+
+    * An accepted job is run once, or cancelled; its future says which.
+    * A job is in ``pending`` from before it is queued until its future is
+      done. Whoever finds ``pending`` empty finds all accepted jobs done.
+    * Whoever has a job accepted has a worker, which is started before.
+    * A submission that races with the end of the queue is settled by
+      ``Future.cancel``. If a worker has begun the job, it was accepted; if the
+      job can be cancelled, it is refused.
+    * An interrupt at any bytecode of ``submit``, ``drain`` or ``shutdown``
+      leaves all of this true.
+
+    Locks: submitting and closing take none, so signal handlers and finalizers
+    may do both, also when they strike the same thread in the midst of it. They
+    rely on single operations of ``set``, ``list``, ``dict`` and
+    ``SimpleQueue``, which are atomic with and without the GIL; where several
+    follow each other, every one leaves a state that is valid. ``lock`` guards
+    ``workers`` and ``left``; only workers take it, and lock nothing under it.
     """
 
     def __init__(
@@ -68,262 +63,168 @@ class Work:
         name: str,
         phase: Phase,
         max_workers: int,
-        initializer: Optional[Callable[..., object]],
-        initargs: tuple[Any, ...],
-        drain_timeout: float,
-        on_closing: Optional[Callable[[], object]],
-        on_deadline: Optional[Callable[[], object]],
+        create_context: Callable[[], Context],
+        resolve_task: Optional[Callable[..., Any]],
+        broken: Callable[[str], Exception],
     ) -> None:
         self.name = name
         self.phase = phase
         self.max_workers = max_workers
-        self.initializer = initializer
-        self.initargs = initargs
-        self.drain_timeout = drain_timeout
-        self.on_closing = on_closing
-        self.on_deadline = on_deadline
-        self.generation = generation
-        # FIFO of jobs, ended by None. A SimpleQueue, because its put() is
-        # re-entrant on CPython: the garbage collector may call it at any point.
-        self.queue: SimpleQueue[Any] = SimpleQueue()
-        # Guards all that follows; user code is never called under it.
+        self.create_context = create_context
+        self.resolve_task = resolve_task
+        self.broken = broken
+        self.refusal: Optional[Callable[[], Exception]] = None  # of submissions, for good
+        self.closing: Closing
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self.pid = process.pid
+        # Looked up now: gevent exchanges these classes when it patches.
         self.lock = threading.Lock()
-        self.emptied = threading.Condition(self.lock)  # of a wave, or of all
-        self.pending = 0
-        self.waves = [_Wave()]  # the last one takes the new jobs
-        self.threads: set[threading.Thread] = set()
-        self.started = 0
-        self.left = 0  # of the threads
-        self.refusal: Optional[Callable[[], Exception]] = None  # of submissions
-        self.closed = False
-        self.expired = False
-        self.given_up = False
-        self.undone = 0  # jobs that were cancelled as the time was over
+        #: First in, first out: (future, fn, args, kwargs, token), at the end None.
+        self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.pending = Pending()
+        self.workers: list[threading.Thread] = []
+        self.left = 0  # workers that have left
+        self.stopping = False  # workers begin no further job
+        self.refuses_own_jobs = False
+        self.gated = self.refusal is not None  # submissions have to ask `admit`
 
     def for_child(self) -> Work:
-        """The same executor as a forked child sees it: without the jobs."""
-        child = Work(
-            name=self.name,
-            phase=self.phase,
-            max_workers=self.max_workers,
-            initializer=self.initializer,
-            initargs=self.initargs,
-            drain_timeout=self.drain_timeout,
-            on_closing=self.on_closing,
-            on_deadline=self.on_deadline,
-        )
-        child.refusal, child.closed = self.refusal, self.closed
+        """The same work in a forked child: as open or closed, and without the jobs."""
+        child = Work.__new__(Work)
+        child.__dict__.update(self.__dict__)
+        child._start_afresh()
+        child.closing = self.closing.for_child(child)
         return child
 
-    def wake_when_collected(self, executor: DrainingExecutor) -> None:
-        """End the queue when the executor is collected: nobody can submit."""
-        put = _put_from_elsewhere if _QUEUE_LOCKS else SimpleQueue.put
-        queue = self.queue
-        self.owner = weakref.ref(executor, lambda _: put(queue, None))
+    # --- submissions ---
 
-    def start_thread(self) -> None:
-        """Start one more worker. Called with the lock held, the job queued."""
-        name = f"{self.name}_{self.started}"
+    def admit(self) -> None:
+        """Raise if the calling thread may not submit. For submissions that are gated."""
+        if self.refusal is not None:
+            raise self.refusal()
+        if self.refuses_own_jobs and self.is_own_thread():
+            raise ExecutorClosed(AFTER_EXIT)
+
+    def confirm(self, future: Future[Any], token: object) -> None:
+        """Refuse a gated submission after all if the queue has ended meanwhile."""
+        self.phase.latest = token  # exit looks once more
+        if self.refusal is not None and self.withdraw(future, token):
+            raise self.refusal()
+
+    def withdraw(self, future: Future[Any], token: object) -> bool:
+        """Take a submission back; return False if its job has begun."""
+        cancelled = future.cancel()
+        if cancelled:
+            self.pending.finish(token)
+        return cancelled
+
+    def start_worker(self) -> None:
+        """Start a worker, for a job that is submitted thereafter."""
+        stay_first()
+        self.phase.add(self)
+        name = f"{self.name}_{len(self.workers)}"
         try:
-            if not self.phase.add(self):
-                raise ExecutorClosed(AFTER_EXIT)
             try:
-                thread = threading.Thread(target=_run, args=(self,), name=name, daemon=True)
+                thread = threading.Thread(target=serve, args=(self,), name=name, daemon=True)
             except RuntimeError:
                 # An isolated subinterpreter allows no daemon threads.
-                thread = threading.Thread(target=_run, args=(self,), name=name, daemon=False)
-            # Noted before it runs: an interrupt while start() waits leaves a
-            # live thread, and a second one would break the order of jobs.
-            self.threads.add(thread)
-            try:
-                thread.start()
-            except Exception:
-                self.threads.discard(thread)
+                thread = threading.Thread(target=serve, args=(self,), name=name, daemon=False)
+            thread.start()
+        except BaseException as error:
+            if not self.workers:
+                self.phase.works.discard(self)
+                if not self.workers:
+                    raise
+                self.phase.works.add(self)  # one has enlisted between these lines
+            if not isinstance(error, Exception):
                 raise
-        except Exception:
-            if self.threads:
-                return  # a worker less; those there are will take the job
-            # Nobody will take it: give it back. It is the only one, as a
-            # queue without workers was empty before.
-            self.phase.discard(self)
-            self.pending = 0
-            self.waves = [_Wave()]
-            self.queue = SimpleQueue()
-            if (owner := self.owner()) is not None:
-                self.wake_when_collected(owner)
-            raise
-        self.started += 1
+            # A worker less. Those that live take the job.
 
-    def snapshot(self) -> list[threading.Thread]:
+    def close(self, refusal: Callable[[], Exception]) -> None:
+        """Refuse submissions for good, and end the queue. Idempotent."""
+        try:
+            if self.refusal is None:
+                self.refusal = refusal
+            self.gated = True
+        finally:
+            self.queue.put(None)
+
+    def close_when_collected(self, executor: DrainingExecutor) -> None:
+        """End the queue when the executor is collected: nobody can submit."""
+        put = self.queue.put
+        if isinstance(getattr(type(self.queue), "put", None), FunctionType):
+            # PyPy's SimpleQueue is written in Python and has a lock, and the
+            # collector may strike while it is held.
+            self.owner = weakref.ref(executor, lambda _: _put_elsewhere(put))
+        else:
+            self.owner = weakref.ref(executor, lambda _: put(None))
+
+    # --- workers ---
+
+    def enlist(self) -> bool:
+        """Make the calling thread a worker; return False if there are enough.
+
+        The thread enlists itself, because no signal interrupts it. Whoever
+        starts it may be interrupted when it runs already, and not know it.
+        """
         with self.lock:
-            return list(self.threads)
-
-    def forbid_own_threads(self, message: str) -> None:
-        if threading.current_thread() in self.snapshot():
-            raise RuntimeError(message)
-
-    def done(self, wave: _Wave, jobs: int = 1) -> None:
-        """Count jobs as done. Called with the lock held."""
-        self.pending -= jobs
-        wave.pending -= jobs
-        if not wave.pending:
-            self.emptied.notify_all()
-
-    def wait(self, timeout: Optional[float]) -> bool:
-        """Wait until what is pending now is done."""
-        with self.lock:
-            waves = [wave for wave in self.waves if wave.pending]
-            if not waves:
-                return True
-            self.waves = [*waves, _Wave()]
-            deadline = None if timeout is None else time.monotonic() + timeout
-            # A Condition, not Thread.join(): a join that Ctrl-C interrupts
-            # marks the live thread as ended on 3.9 to 3.12. In slices, as a
-            # signal that lands between CPython's last check and the wait is
-            # only seen when that wait ends (measured on 3.13).
-            while any(wave.pending for wave in waves):
-                left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-                if left <= 0:
-                    return False
-                self.emptied.wait(left)
+            if len(self.workers) >= self.max_workers:
+                return False
+            self.workers.append(threading.current_thread())
+            self.phase.works.add(self)
             return True
 
-    def close(self, message: str = AFTER_EXIT, *, cancel: bool = False) -> None:
-        """Refuse submissions; the first call tells ``on_closing``."""
+    def leave(self) -> None:
+        """End the calling worker, and have the others find the end of the queue."""
+        self.queue.put(None)
         with self.lock:
-            first = not self.closed
-            self.closed = True
-            if self.refusal is None:
-                self.refusal = lambda: ExecutorClosed(message)
-            futures = self.take_queue() if cancel else []
-            if first or cancel:
-                self.queue.put(None)
-        cancel_all(futures)
-        if first and self.on_closing is not None:
-            guarded(self.on_closing, "on_closing of %r", self.name)
+            # It stays in `workers`: join() waits for it, and no other follows.
+            self.left += 1
+            if self.left == len(self.workers):
+                self.phase.works.discard(self)
 
-    def take_queue(self) -> list[Future[Any]]:
-        """Take what is queued off the queue. Called with the lock held."""
-        futures: list[Future[Any]] = []
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is one of the workers."""
+        return threading.current_thread() in self.workers
+
+    def take(self) -> Optional[tuple[Future[Any], object]]:
+        """Take a job off the queue, for one who cancels it; None if there is none.
+
+        Called on threads that no signal interrupts: one that struck now would
+        lose the job.
+        """
         while True:
             try:
                 job = self.queue.get_nowait()
-            except Empty:
-                return futures
+            except queue.Empty:
+                return None
             if job is not None:
-                futures.append(job[0])
-                self.done(job[4])
+                return job[0], job[-1]
 
-    def expire(self) -> None:
-        """A bound has run out: end what can be ended."""
-        with self.lock:
-            if self.expired:
-                return
-            self.expired = True
-            futures = self.take_queue()
-            self.queue.put(None)
-        self.undone = cancel_all(futures)
-        if self.on_deadline is not None:
-            guarded(self.on_deadline, "on_deadline of %r", self.name)
-
-    def give_up(self, timeout: float) -> None:
-        """Give what was told to end so long to do so; say what is left."""
-        if not self.expired or self.given_up:
-            return
-        self.given_up = True
-        try:
-            if self.on_deadline is not None:
-                self.wait(timeout)
-        finally:  # also when Ctrl-C ends the wait
-            left = self.undone + self.pending
-            # A lookup that still hangs is nobody's work any more.
-            if left and self.phase is PHASES[DRAIN]:
-                _logger.warning(
-                    "%s: %d job%s left undone, as the time to finish was over",
-                    self.name,
-                    left,
-                    "s were" if left > 1 else " was",
-                )
-
-    def abandon(self) -> None:
-        """Close, and end what can be ended."""
-        self.close()
-        if self.pending:
-            self.expire()
-
-    def fail(self) -> None:
-        """The initializer raised: hand that to all who wait or will come."""
-
-        def refusal() -> Exception:
-            return BrokenThreadPool(
-                "A thread initializer failed, the thread pool is not usable anymore"
-            )
-
-        with self.lock:
-            self.refusal = refusal
-            futures = self.take_queue()
-        for future in futures:
+    def break_down(self) -> None:
+        """The initializer failed: tell all who wait or will come."""
+        message = "A thread initializer failed, the thread pool is not usable anymore"
+        self.refusal = lambda: self.broken(message)
+        self.gated = True
+        while (job := self.take()) is not None:
+            future, token = job
             if future.set_running_or_notify_cancel():
-                future.set_exception(refusal())
+                future.set_exception(self.broken(message))
+            self.pending.finish(token)
 
-    def leave(self) -> None:
-        """The calling worker ends; the others find the end of the queue too."""
-        self.queue.put(None)
-        with self.lock:
-            # It stays in `threads`: it lives on for a moment, and shutdown()
-            # joins it. No worker follows one that has left.
-            self.left += 1
-            if self.left == len(self.threads):
-                self.phase.discard(self)
+    def join(self, timeout: Optional[float]) -> None:
+        """Wait for the workers to end, after their jobs."""
+        deadline = None if timeout is None else now() + timeout
+        for thread in self.workers.copy():
+            thread.join(None if deadline is None else max(0.0, deadline - now()))
 
 
-def _put_from_elsewhere(queue: SimpleQueue[Any], item: object) -> None:
-    """Put it on the queue, whose lock the calling thread may hold already."""
+def _put_elsewhere(put: Callable[[None], object]) -> None:
+    """Put None from another thread: this one may hold the lock of the queue.
+
+    Uses nothing of ``threading``, whose locks may be held as well.
+    """
     with contextlib.suppress(RuntimeError):  # no thread: an idle worker stays
-        # Nothing of `threading`, whose locks may be held as well.
-        _thread.start_new_thread(queue.put, (item,))
-
-
-def _run(work: Work) -> None:
-    """Be a worker."""
-    if work.initializer is not None:
-        try:
-            work.initializer(*work.initargs)
-        except BaseException:
-            _logger.critical("Exception in initializer:", exc_info=True)
-            work.fail()
-            work.leave()
-            return
-    mine, queue, lock = work.generation, work.queue, work.lock
-    while (job := queue.get()) is not None:
-        future, fn, args, kwargs, wave = job
-        del job
-        if future.set_running_or_notify_cancel():
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:
-                future.report = UnseenFailure(work.name, error)  # before anybody can look
-                future.set_exception(error)
-                # The traceback refers to this frame: drop what it would keep
-                # alive, the future above all.
-                del future, fn, args, kwargs
-            else:
-                future.set_result(result)
-                del future, fn, args, kwargs, result
-        else:
-            del future, fn, args, kwargs
-        if mine != generation:
-            return  # the job forked and this is the child: the rest is the parent's
-        with lock:
-            work.done(wave)
-    work.leave()
-
-
-def _after_fork_in_child() -> None:
-    global generation, renewal
-    generation += 1
-    renewal = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        _thread.start_new_thread(put, (None,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import textwrap
@@ -139,7 +138,7 @@ def test_wedged_job(run, how, kept):
         """
     )
     assert (ended.status, ended.out) == (0, "")
-    assert re.fullmatch(r"stuck: 5 jobs .*\n", ended.err)
+    assert ended.err == "stuck: drain_timeout (0.5 s) expired; 5 jobs abandoned\n"
 
 
 def test_drained_at_once(run):
@@ -166,7 +165,8 @@ def test_drained_at_once(run):
     )
     assert (ended.status, ended.out) == (0, "met\n" * 10)
     lines = sorted(ended.err.splitlines())
-    assert [line.partition(" job ")[0] for line in lines] == ["one: 1", "two: 1"]
+    expired = "drain_timeout (0.1 s) expired; 1 job abandoned"
+    assert lines == [f"one: {expired}", f"two: {expired}"]
 
 
 def test_time_to_end_is_one_for_all(run):
@@ -175,8 +175,8 @@ def test_time_to_end_is_one_for_all(run):
         """
         import threading
         from hindsight_exec import DrainingExecutor
-        from hindsight_exec.executor import exit_hook, pool
-        pool.GRACE = exit_hook.GRACE = 60.0  # so that only the order counts
+        from hindsight_exec.executor import closing
+        closing.GRACE = 60.0  # so that only the order counts
         told = [threading.Event() for _ in range(3)]
         def wait_for_all(n):
             for event in told:
@@ -270,8 +270,8 @@ def test_callbacks_at_exit(run):
 # --- refusals ----------------------------------------------------------------
 
 
-def test_refused_once_exit_has_begun(run):
-    """From then on submit is ExecutorClosed in the standard library's words: in jobs and atexit."""
+def test_refusals_at_exit(run):
+    """While it drains, an executor refuses its own jobs; in atexit, all refuse everything."""
     ended = run(
         """
         import atexit, threading
@@ -287,47 +287,46 @@ def test_refused_once_exit_has_begun(run):
         def job():
             closing.wait()
             attempt(used)
-            attempt(unused)
         used.submit(job)
         @atexit.register
         def late():
             say(used.closing, unused.closing)
             attempt(used)
+            attempt(unused)
             attempt(DrainingExecutor())
         """
     )
     refusal = "cannot schedule new futures after interpreter shutdown\n"
-    assert ended == (0, f"{refusal * 2}True True\n{refusal * 2}", "")
+    assert ended == (0, f"{refusal}True True\n{refusal * 3}", "")
 
 
 @pytest.mark.parametrize("kind", ["ValueError", "SystemExit", "KeyboardInterrupt"])
 def test_nothing_escapes_the_hook(run, kind):
     """A callback that raises anything skips no other executor, callback or thread."""
+    if kind != "ValueError" and (3, 12) <= sys.version_info < (3, 12, 3):
+        pytest.skip("the exiting thread has to call them itself, and takes this for a Ctrl-C")
     ended = run(
         f"""
-        import threading
+        import atexit, threading
         from concurrent.futures import ThreadPoolExecutor
         from hindsight_exec import DrainingExecutor
         from hindsight_exec.executor import call_at_exit
         def fail():
             raise {kind}("from a callback")
-        released = threading.Event()
-        threading.Thread(target=lambda: released.wait(60) and say("thread")).start()
         theirs = ThreadPoolExecutor(1)
-        theirs.submit(lambda: released.wait(60) and say("theirs"))
+        theirs.submit(int).result()
+        atexit.register(say, "atexit")
         call_at_exit(fail)
-        call_at_exit(released.set)
+        call_at_exit(lambda: say("callback"))
         failing = DrainingExecutor(on_closing=fail, drain_timeout=60)
         failing.submit(say, "failing")
         other = DrainingExecutor(drain_timeout=61)
-        other.submit(say, "other")
+        other.submit(lambda: theirs.submit(say, "theirs"))
         """
     )
     assert ended.status == 0
-    assert {"theirs", "thread"} <= {*ended.out.split()}
-    if kind == "ValueError":  # the others count as Ctrl-C, which ends the drain
-        assert {"failing", "other"} <= {*ended.out.split()}
-        assert ended.err.count(f"{kind}: from a callback") == 2
+    assert {*ended.out.split()} == {"failing", "theirs", "callback", "atexit"}
+    assert ended.err.count(f"{kind}: from a callback") == 2
 
 
 # --- the order of exit -------------------------------------------------------
@@ -452,7 +451,7 @@ def test_interrupted_drain(start, job):
     ended = child.end()
     assert (ended.status, ended.out) == (0, "draining\ndeadline\nclosed\n")
     assert "Traceback" not in ended.err
-    assert "stuck: 2 jobs" in ended.err
+    assert "stuck: interrupted; 2 jobs abandoned\n" in ended.err
     assert ended.err.count("\n") == 2
 
 

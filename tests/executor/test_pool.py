@@ -218,8 +218,8 @@ def test_failing_initializer(make, caplog, kind):
             future.result(LIMIT)
     with pytest.raises(BrokenThreadPool):
         executor.submit(int)
-    assert executor.pending == 0
     assert executor.drain(LIMIT)
+    assert executor.pending == 0
     executor.shutdown()
     assert "Exception in initializer" in caplog.text
 
@@ -687,7 +687,7 @@ def test_collected_while_the_worker_holds_the_queue(gate):
     finally:
         threading.settrace(None)
     gate.entered.wait(LIMIT)
-    worker = executor._work.snapshot()[0]
+    worker = executor._work.workers[0]
     futures = [executor.submit(int, str(n)) for n in range(20)]
     cycle: list[Any] = [executor]
     cycle.append(cycle)

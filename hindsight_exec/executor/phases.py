@@ -1,0 +1,133 @@
+"""The phases of exit: what drains in one, and is closed after it."""
+
+from __future__ import annotations
+
+from hindsight_exec.errors import ExecutorClosed
+from hindsight_exec.executor import closing, process
+from hindsight_exec.executor.waiting import SLICE, guarded, now
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from hindsight_exec.executor.work import Work
+
+#: The phases: executors that hold work, then what serves them while they drain
+#: (a resolver pool), then what is left to be closed.
+DRAIN, SERVE, CLOSE = range(3)
+
+AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+
+class Phase:
+    """One phase of exit: executors to drain, and callbacks for the time after.
+
+    Guarantees:
+
+    * All executors begin to close before any is waited for, and each keeps its
+      own bound, counted from then.
+    * They refuse submissions together, when none of them has anything to do:
+      until then the jobs of one may submit to the others. Whatever is accepted
+      is waited for.
+    * ``close`` may be repeated after an interrupt and goes on where it stopped.
+
+    Locks: none. ``add`` registers, then looks at ``over``; ``close`` sets
+    ``over``, then looks at what is registered.
+    """
+
+    def __init__(self) -> None:
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        self.works: set[Work] = set()  # those with workers
+        self.callbacks: list[Callable[[], object]] = []
+        # The last to be registered or, while exit drains, submitted. As long
+        # as it stays the same, nothing was.
+        self.latest: object = None
+        self._closing: list[Work] = []  # by the length of their bounds
+        self.over = False  # submissions are refused
+        self.finished = False  # callbacks are refused
+
+    def add(self, work: Work) -> None:
+        """Have the work drained at exit."""
+        self.works.add(work)
+        self.latest = work
+        if self.over:
+            self.works.discard(work)
+            raise ExecutorClosed(AFTER_EXIT)
+
+    def close(self, *, patient: bool) -> None:
+        """Drain all executors, refuse what comes then, and call the callbacks.
+
+        Args:
+            patient: Whether executors get their ``drain_timeout``.
+        """
+        self._drain(patient=patient)
+        deadline = now() + closing.GRACE  # one for all
+        for work in self._closing:
+            work.closing.give_up(deadline)
+        # A legacy subinterpreter cannot be destroyed while threads live in it.
+        for work in self._closing:
+            if not work.pending:
+                work.join(max(0.0, deadline - now()))
+        while self.callbacks:
+            callback = self.callbacks[0]
+            guarded(callback, f"Exit callback {callback!r}", catch=BaseException)
+            if self.callbacks[:1] == [callback]:
+                del self.callbacks[0]
+        self.finished = True
+
+    def _drain(self, *, patient: bool) -> None:
+        began = now()
+        while True:
+            latest = self.latest
+            for work in self.works.copy():
+                if work not in self._closing:
+                    work.closing.begin()
+                    self._closing.append(work)
+            self._closing.sort(key=lambda work: work.closing.drain_timeout)
+            busy = next((work.closing for work in self._closing if work.closing.is_busy()), None)
+            if busy is not None:
+                left = began + busy.drain_timeout - now() if patient else 0.0
+                if not busy.wait(min(SLICE, max(0.0, left))) and left <= SLICE:
+                    busy.expire("" if patient else "interrupted")
+            elif latest is self.latest:
+                # Nobody was busy, and nobody has given work to another meanwhile.
+                if self.over:
+                    return
+                self.over = True
+                for work in self._closing:
+                    work.close(_refusal)
+                # Once more around, for what was accepted until just now.
+
+
+def _refusal() -> Exception:
+    return ExecutorClosed(AFTER_EXIT)
+
+
+def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
+    """Call ``callback()`` at exit, after the executors of ``phase`` have drained.
+
+    The callbacks of a phase are called in the order in which they were given,
+    once; again only if a Ctrl-C strikes right after the call. What one raises
+    is logged. They are forgotten in a forked child. Safe from any thread, from
+    signal handlers and from finalizers.
+
+    Raises:
+        ExecutorClosed: The callbacks of this phase have been called.
+    """
+    process.renew_if_forked()
+    at = PHASES[phase]
+    at.callbacks.append(callback)
+    if at.finished:
+        raise ExecutorClosed("cannot register an exit callback: this phase of exit is over")
+
+
+def _start_afresh() -> None:
+    for phase in PHASES:
+        phase.start_afresh()
+
+
+PHASES = (Phase(), Phase(), Phase())
+process.call_in_child(_start_afresh)

@@ -1,0 +1,112 @@
+"""The life of a worker thread."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from concurrent.futures.thread import ThreadPoolExecutor
+
+from hindsight_exec.executor import process
+from hindsight_exec.executor.waiting import guarded, log
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any, Callable, Optional
+
+    from hindsight_exec.executor.work import Work
+
+
+class Context:
+    """What a worker does before, in and after its jobs.
+
+    The methods are those of ``concurrent.futures.thread.WorkerContext``, which
+    ``ThreadPoolExecutor.prepare_context`` makes from CPython 3.14 on.
+    """
+
+    def __init__(
+        self, initializer: Optional[Callable[..., object]], initargs: tuple[Any, ...]
+    ) -> None:
+        self._initializer = initializer
+        self._initargs = initargs
+
+    def initialize(self) -> None:
+        if self._initializer is not None:
+            self._initializer(*self._initargs)
+
+    def run(self, task: Any) -> Any:
+        """Run a task of ``prepare_context``; jobs without one are called directly."""
+        raise NotImplementedError
+
+    def finalize(self) -> None:
+        pass
+
+
+def serve(work: Work) -> None:
+    """Be a worker, until the queue ends."""
+    if not work.enlist():
+        return
+    try:
+        context = work.create_context()
+        context.initialize()
+    except BaseException:
+        log(logging.CRITICAL, "Exception in initializer:", exc_info=True)
+        work.break_down()
+        work.leave()
+        return
+    while True:
+        try:
+            _run_jobs(work, context.run)
+            break
+        except BaseException:
+            # Injected by another thread (PyThreadState_SetAsyncExc).
+            log(logging.CRITICAL, "%s: exception in worker", work.name, exc_info=True)
+    guarded(context.finalize, f"finalize() of a worker of {work.name!r}", catch=BaseException)
+    if work.pid == process.pid:
+        work.leave()
+
+
+def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
+    finish = work.pending.finish
+    # A `for` statement, as nothing can be injected between the end of get()
+    # and the assignment; of True, which is `block`. With iter(get, None), a
+    # subinterpreter crashes 3.12.1.
+    for job in map(work.queue.get, itertools.repeat(True)):
+        if job is None:
+            return
+        future, fn, args, kwargs, token = job
+        try:
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = run(args) if fn is None else fn(*args, **kwargs)
+                except BaseException as error:
+                    future.fail(work.name, error)
+                else:
+                    future.set_result(result)
+        except BaseException:
+            # A done callback raised SystemExit, for example: only an Exception
+            # is caught for it. The worker is for all jobs, so it goes on.
+            log(logging.CRITICAL, "%s: exception in worker", work.name, exc_info=True)
+        finally:
+            # Forget the job before it counts as done. A traceback may keep
+            # this frame alive.
+            job = future = fn = args = kwargs = result = None  # noqa: PLW2901
+            finish(token)
+        if work.stopping or work.pid != process.pid:
+            return  # out of time; or the job has forked, and the rest is the parent's
+
+
+def contexts(
+    cls: Any, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Callable[[], Context], Optional[Callable[..., Any]]]:
+    """Return what makes a worker's context and what makes a task of a call.
+
+    Subclasses decide both from CPython 3.14 on, by ``prepare_context``.
+    Without that there are no tasks: the worker calls the function itself.
+    """
+    prepare = getattr(cls, "prepare_context", None)
+    usual: Any = getattr(ThreadPoolExecutor, "prepare_context", None)
+    if prepare is None or prepare.__func__ is usual.__func__:
+        return lambda: Context(initializer, initargs), None
+    create_context, resolve_task = prepare(initializer, initargs, **options)
+    return create_context, resolve_task
