@@ -39,12 +39,12 @@ class _Write:
         self.row: Optional[int] = None
         self.error: Optional[Exception] = None
         self.done = False
-        self.woken = threading.Lock()
-        self.woken.acquire()
+        self.woken: Optional[threading.Lock] = None  # while its thread waits, or is about to
 
     def wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is awake
-            self.woken.release()
+        if self.woken is not None:
+            with contextlib.suppress(RuntimeError):  # it is awake
+                self.woken.release()
 
 
 class CommittingDatabase(Database):
@@ -60,7 +60,6 @@ class CommittingDatabase(Database):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._waiting: deque[_Write] = deque()
-        self._unsettled: list[_Write] = []  # what a leader is committing; guarded by `lock`
         super().__init__(*arguments, **options)
 
     def write(self, insert: Callable[[], int], table: str, *, single: bool) -> None:
@@ -73,11 +72,12 @@ class CommittingDatabase(Database):
             single: ``insert`` runs one statement only, which commits itself.
         """
         mine = _Write(insert, table, single=single)
+        waiting = self._waiting
+        waiting.append(mine)
         leads = False
-        self._waiting.append(mine)
         try:
             while not mine.done:
-                leads = self._is_first(mine) or not mine.woken.acquire(timeout=_LOOK)
+                leads = self._is_first(mine) or self._has_waited(mine)
                 if leads:
                     with self.use():
                         if not mine.done:
@@ -85,8 +85,9 @@ class CommittingDatabase(Database):
         finally:
             if not mine.done:
                 self._remove(mine)
-            if leads:
-                self._wake_first()
+            if leads and waiting:
+                with contextlib.suppress(IndexError):
+                    waiting[0].wake()
         if mine.error is not None:
             raise self._ours(mine.error) from None
 
@@ -96,9 +97,15 @@ class CommittingDatabase(Database):
         except IndexError:
             return False  # another thread has just finished it
 
-    def _wake_first(self) -> None:
-        with contextlib.suppress(IndexError):
-            self._waiting[0].wake()
+    def _has_waited(self, write: _Write) -> bool:
+        """Wait until the write is done or is first; whether that took too long."""
+        if write.woken is None:
+            write.woken = threading.Lock()
+            write.woken.acquire()
+            # From here on a leader wakes it. One that came before may not have,
+            # so look once more.
+            return False
+        return not write.woken.acquire(timeout=_LOOK)
 
     def _commit(self) -> None:
         """Commit what waits. Called by the leader, who has the database."""
@@ -134,7 +141,7 @@ class CommittingDatabase(Database):
         super()._recover()
         # A leader was interrupted, and may not know whether its COMMIT ran. The
         # file does.
-        writes = self._unsettled
+        writes: list[_Write] = self._unsettled
         kept = [write for write in writes if write.error is None]
         if kept:
             query = f"SELECT 1 FROM {kept[-1].table} WHERE id = ?"  # noqa: S608
@@ -150,5 +157,7 @@ class CommittingDatabase(Database):
         self._unsettled = []
 
     def _remove(self, write: _Write) -> None:
-        with contextlib.suppress(ValueError):
+        try:
             self._waiting.remove(write)
+        except ValueError:  # it was removed already
+            return

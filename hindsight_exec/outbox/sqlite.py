@@ -78,6 +78,7 @@ class Database:
         self._user = 0  # the thread that has the connection
         self._bytes_before = 0
         self._log_has_hole = False
+        self._unsettled: list[Any] = []  # what a thread is committing; guarded by `lock`
         target = f"file:{quote(os.fsencode(path))}?mode={mode}" if path else ":memory:"
         process = this_process()
         process.check()
@@ -123,11 +124,14 @@ class Database:
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
         """Have the connection alone; SQLite's errors become ours."""
-        self._check_caller()
+        me = threading.get_ident()
+        if self._user == me or self._pid != os.getpid():
+            self._check_caller()
         with self.lock:
             try:
-                self._user = threading.get_ident()
-                self._recover()
+                self._user = me
+                if self._unsettled or self.connection.in_transaction:
+                    self._recover()
                 if self._log_has_hole and not self._mend():
                     raise OutboxUnavailable(
                         f"the disk failed to sync the outbox {self.name}, and has not recovered"
