@@ -1,7 +1,7 @@
-"""The HTTP clients of the process: one for each server and key, shared by all who use it.
+"""The HTTP clients of the process: one for each server and key, shared by its users.
 
-A gateway has a memory provider for each of hundreds of chats; one session serves
-them all on the background loop, and is closed when the last lets go of it.
+A gateway has a memory provider for each of hundreds of chats. One client serves
+them all on the background loop; the last user's release closes it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Awaitable,
-    Callable,
-    Dict,
-    List,
-    Optional,
-    Protocol,
-    Tuple,
-    TypeVar,
-)
+from typing import TYPE_CHECKING, Awaitable, Callable, Optional, Protocol, Tuple, TypeVar
 
 from hindsight_exec.errors import ExecutorClosed, Unavailable
+from hindsight_exec.executor.process import call_in_child, renew_if_forked
 
 from .loop import background_loop
 
@@ -36,36 +26,36 @@ _Target = Tuple[str, str, float]
 
 
 class Finder(Protocol):
-    """Knows where a server is whose own URL is but a name. Used on the loop only; never blocks."""
+    """Finds a server whose own URL is only a name. Called on the loop; never blocks."""
 
     def find(self) -> str:
-        """Its URL now; raises `Unavailable` while it has none."""
+        """Return its URL now; raises `Unavailable` while it has none."""
 
     def lost(self) -> None:
-        """Nobody answered there. May raise `Unavailable` with a better word for it."""
+        """There was no response from that URL. May raise `Unavailable` with a better text."""
 
 
-_finders: Dict[str, Finder] = {}  # single dict operations: safe from any thread
+_finders: dict[str, Finder] = {}  # single dict operations: safe from any thread
 
 
 def find_by(url: str, finder: Finder) -> None:
-    """From now on requests to this (normalised) URL go where the finder says."""
+    """From now on, send requests for this (normalised) URL where the finder says."""
     _finders[url] = finder
 
 
 class _Shared:
-    """One client and who holds it."""
+    """A client and the number of its holders."""
 
     def __init__(self, target: _Target) -> None:
         self.target = target
         self.holders = 0  # guarded by _lock
-        # All touched on the loop only.
+        # Used on the loop only:
         self._url = target[0]
         self._client: Optional[HindsightClient] = None
         self.closed = False
 
     def client(self) -> HindsightClient:
-        if self.closed:  # a new one would be closed by nobody
+        if self.closed:  # nothing would close a new one
             raise ExecutorClosed(f"the client of {self.target[0]} has been closed")
         if self._client is None:
             from .api import HindsightClient  # noqa: PLC0415 - made when first used
@@ -92,21 +82,21 @@ class _Shared:
             await client.close()
 
 
-_lock = threading.Lock()
-_shared: Dict[_Target, _Shared] = {}
-# A forked child neither uses nor closes its parent's clients, and keeps them
-# referenced: collecting them would close sockets that the parent still uses.
-_inherited: List[Any] = []
+# Re-entrant: a finalizer may release a lease while its thread is in here.
+_lock = threading.RLock()  # guards `_shared` and the counts of holders
+_shared: dict[_Target, _Shared] = {}
+# A forked child keeps its parent's clients referenced, and never touches them:
+# collecting them would close sockets that the parent still uses.
+_inherited: list[object] = []
 
 
-def _after_fork_in_child() -> None:
+def _renew() -> None:
     global _lock, _shared
     _inherited.append(_shared)
-    _lock, _shared = threading.Lock(), {}
+    _lock, _shared = threading.RLock(), {}
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+call_in_child(_renew)
 
 
 class Lease:
@@ -119,19 +109,19 @@ class Lease:
 
     @property
     def target(self) -> _Target:
-        """URL, key ("" for none) and time-out in seconds."""
+        """URL, key ("" for none) and timeout in seconds."""
         return self._shared.target
 
     @property
     def inherited(self) -> bool:
-        """Whether it is a forked parent's: to be left alone."""
+        """Whether it belongs to a forked child's parent and must be left alone."""
         return self._pid != os.getpid()
 
     def client(self) -> HindsightClient:
-        """The client; to be called and used on the background loop, best through `use`.
+        """Return the client, for use on the background loop; `use` is better.
 
         Raises:
-            ExecutorClosed: It has been closed: all leases were released, or the process exits.
+            ExecutorClosed: It is closed: all leases were released, or the process exits.
         """
         return self._shared.client()
 
@@ -139,7 +129,7 @@ class Lease:
         """``await call(client)``, on the background loop.
 
         Raises:
-            ExecutorClosed: As `client`; besides what the call raises.
+            ExecutorClosed: As `client`; and whatever the call raises.
         """
         finder = _finders.get(self.target[0])
         if finder is not None:
@@ -153,11 +143,14 @@ class Lease:
             raise
         finally:
             if self._shared.closed:
-                # It was closed under the call, which may have opened a session since.
+                # Closed during the call, which may have opened a session since.
                 await client.close()
 
     def release(self, wait: float = 0.0) -> None:
-        """Lets go; the last one closes the client, waiting at most ``wait`` seconds. Idempotent."""
+        """Give the share back; the last one closes the client. Idempotent.
+
+        Closing takes ``wait`` seconds at most.
+        """
         if self.inherited:
             return
         with _lock:
@@ -168,7 +161,7 @@ class Lease:
             if self._shared.holders:
                 return
             _shared.pop(self.target, None)
-        # While the process exits, the loop closes it by itself.
+        # While the process exits, the loop closes the client itself.
         with contextlib.suppress(Exception):
             closing = background_loop().run(self._shared.close())
             if wait:
@@ -176,11 +169,10 @@ class Lease:
 
 
 def lease(url: str, key: str, timeout: float) -> Lease:
-    """A share in the process' client of a server (its normalised URL) and key ("" for none)."""
+    """Return a share in the client of a server (its normalised URL) and key ("" for none)."""
+    renew_if_forked()
     target = (url, key, timeout)
     with _lock:
-        found = _shared.get(target)
-        if found is None:
-            found = _shared[target] = _Shared(target)
-        found.holders += 1
-        return Lease(found)
+        shared = _shared.setdefault(target, _Shared(target))
+        shared.holders += 1
+        return Lease(shared)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from hindsight_exec.conversation.turns import document_id, document_item
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox.store import MAX_SOURCES
 
 from .schedule import BATCH_ITEMS, Hold, first_batch, first_document
@@ -79,8 +79,9 @@ class Backlog:
         self.outbox = outbox
         self.progress = progress
         self.adopted = adopted
-        self.broken = False
-        self.in_flight: set[Any] = set()  # requests
+        self.broken = False  # its file is damaged
+        self.stale = False  # something failed unexpectedly: only the rows are right
+        self.in_flight: dict[Any, Batch] = {}  # by request
         self.sending: dict[Any, Destination] = {}  # those of them that are retains
         self.holding: dict[int, Holding] = {}  # by source
         self.ready: set[int] = set()  # destinations that may have documents
@@ -90,36 +91,44 @@ class Backlog:
         self._destinations: dict[int, Destination] = {}
         self._sources: dict[int, Source] = {}
         if adopted:
-            self.take_all()
-            self._destinations.update(outbox.destinations())
-            now = time.monotonic()
-            for batch in outbox.batches():
-                if batch.accepted:
-                    self.poll(batch, now, 0)
-                else:
-                    self.send_again(batch)
+            self.reload()
+
+    def reload(self) -> None:
+        """Read from the rows what remains to be done, and make all of it due now."""
+        self.take_all()
+        self._destinations = self.outbox.destinations()
+        self.resend.clear()
+        self.polls.clear()
+        in_flight = {batch.id for batch in self.in_flight.values()}
+        for batch in self.outbox.batches():
+            if batch.id in in_flight:
+                continue
+            if batch.accepted:
+                self.poll(batch, now(), 0)
+            else:
+                self.send_again(batch)
+        self.stale = False
 
     def take_all(self) -> None:
-        """Make everything in the outbox due now."""
-        now = time.monotonic()
+        """Make all held turns and all closed documents due now."""
         with self.progress:
             for held in self.outbox.held():
                 self.holding[held.source] = Holding(
-                    Hold(), now, turns=held.turns, chars=held.chars, ended=True
+                    Hold(), now(), turns=held.turns, chars=held.chars, ended=True
                 )
             self.ready.update(self.outbox.destinations())
 
     def hold(self, number: int, chars: int, hold: Hold) -> bool:
         """Note a held turn; return whether to wake the worker. Called with the lock held."""
-        now = time.monotonic()
+        at = now()
         held = self.holding.get(number)
         if held is None:
-            held = self.holding[number] = Holding(hold, now)
+            held = self.holding[number] = Holding(hold, at)
         should_wake = not held.turns
         held.turns += 1
         held.chars += chars
-        held.last = now
-        if not held.noticed and held.due_at() <= now:
+        held.last = at
+        if not held.noticed and held.due_at() <= at:
             held.noticed = should_wake = True
         return should_wake
 
@@ -143,15 +152,20 @@ class Backlog:
         """Return how many turns of which sources a batch has."""
         return [(self.source(number), turns) for number, turns in self.outbox.turns_of(batch)]
 
+    def unfinished(self) -> list[tuple[Source, int, int]]:
+        """Return each source with its number of turns not accepted and not completed."""
+        rows = self.outbox.unfinished()
+        return [(self.source(number), waiting, turns) for number, waiting, turns in rows]
+
     # --- documents --------------------------------------------------------
 
     def close_documents(
-        self, now: float, *, everything: bool, should_close: Callable[[Source, int], Optional[bool]]
+        self, at: float, *, everything: bool, should_close: Callable[[Source, int], Optional[bool]]
     ) -> list[float]:
         """Close the documents that are due; return when others will be.
 
         Args:
-            now: Monotonic seconds.
+            at: The time now (monotonic seconds).
             everything: Held turns are due, too.
             should_close: Whether to close documents of a source with so many
                 characters held now; None to stop looking at all. The caller
@@ -161,8 +175,8 @@ class Backlog:
         with self.progress:
             holding = list(self.holding.items())
         for number, held in holding:
-            ended = everything or held.ended or held.last + held.hold.idle <= now
-            if ended or held.due_at() <= now:
+            ended = everything or held.ended or held.last + held.hold.idle <= at
+            if ended or held.due_at() <= at:
                 close = should_close(self.source(number), held.chars)
                 if close is None:
                     break

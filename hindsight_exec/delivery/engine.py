@@ -30,6 +30,7 @@ from .progress import counted
 from .worker import Delivery
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
     from typing import Protocol
 
@@ -139,11 +140,13 @@ class Engine:
                 raise
             run.add_done_callback(self._run_ended)
         except RuntimeError as error:
-            self.delivery.not_started()
+            self.delivery.ended()
             _logger.debug("Turns are kept, but not delivered now: %s", error)
 
-    def _run_ended(self, _: object) -> None:
+    def _run_ended(self, run: Optional[Future[None]]) -> None:
         """A run has ended, perhaps after settle(), which then left the files to it."""
+        if run is not None and (run.cancelled() or run.exception() is not None):
+            self.delivery.ended()
         with self.lock:
             self._runs -= 1
             if self._runs:
@@ -263,7 +266,7 @@ class Engine:
             if listener.on_trouble is not None:
                 try:
                     listener.on_trouble(text)
-                except Exception:
+                except BaseException:  # SystemExit is the caller's, not the worker's
                     _logger.exception("on_trouble failed")
 
     # --- looking ----------------------------------------------------------

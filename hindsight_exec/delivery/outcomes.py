@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import deque
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable, Rejected
+from hindsight_exec.executor.waiting import now
 
 from .backlog import keeps_failing
 from .progress import counted
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .servers import Server, Servers
 
     Request = Callable[[HindsightClient], Awaitable[Any]]
+    Handler = Callable[["Exchange", Future[Any]], None]
 
 _logger = logging.getLogger("hindsight_exec")
 
@@ -50,24 +51,24 @@ class Exchange:
     batch: Batch
     polls: int = 0  # of the batch's operation, before this one
 
-    def result(self) -> Any:
-        """Return the response, or raise what the request raised."""
-        return self.future.result()
-
     def started(self, future: Future[Any]) -> None:
-        self.future = future
         self.server.lane.in_flight.add(future)
-        self.backlog.in_flight.add(future)
+        self.backlog.in_flight[future] = self.batch
 
-    def ended(self) -> None:
+    def ended(self, future: Future[Any]) -> None:
         """May be called twice."""
-        self.server.lane.in_flight.discard(self.future)
-        self.backlog.in_flight.discard(self.future)
-        self.backlog.sending.pop(self.future, None)
+        self.server.lane.in_flight.discard(future)
+        self.backlog.in_flight.pop(future, None)
+        self.backlog.sending.pop(future, None)
 
 
 class Outcomes:
     """The requests in flight, and what their responses mean.
+
+    Guarantees:
+        A request stays in ``in_flight`` until its response has been acted upon.
+        Whatever else fails meanwhile, its backlog is read anew from disk
+        (``backlog.stale``), as the next process would do.
 
     Args:
         servers: Told of failures and successes.
@@ -91,9 +92,8 @@ class Outcomes:
         self._notify = notify
         self._wake = wake
         self._postpone = postpone
-        self._responses: deque[tuple[Callable[[Exchange], None], Exchange]] = deque()
         self._disk_failed = False
-        self.in_flight: set[Future[Any]] = set()
+        self.in_flight: dict[Future[Any], tuple[Handler, Exchange]] = {}
         self.abandoned = False
 
     def cancel(self) -> None:
@@ -107,49 +107,45 @@ class Outcomes:
 
     # --- requests and responses -------------------------------------------
 
-    def _ask(
-        self, exchange: Exchange, request: Request, handler: Callable[[Exchange], None]
-    ) -> Future[Any]:
-        """Run a request on the loop; ``handler`` is called with its end, on the worker."""
+    def _ask(self, exchange: Exchange, request: Request, handler: Handler) -> Future[Any]:
+        """Run a request on the loop; ``handler`` is called with its future, on the worker."""
         lease = exchange.server.lease
 
         async def run() -> Any:
             assert lease is not None  # noqa: S101 - for the type: see Server.may_send
             return await lease.use(request)
 
-        def respond(_: object) -> None:
-            self._responses.append((handler, exchange))
-            self._wake()
-
         future = background_loop().run(run())
+        self.in_flight[future] = (handler, exchange)
         exchange.started(future)
-        self.in_flight.add(future)
-        future.add_done_callback(respond)
+        future.add_done_callback(lambda _: self._wake())
         if self.abandoned:
-            future.cancel()  # cancel() ran before the future was in the set
+            future.cancel()  # cancel() ran before the future was noted
         return future
 
     def take_responses(self) -> None:
         """Act on the responses that have arrived."""
-        while self._responses:
-            handler, exchange = self._responses[0]
-            backlog, batch = exchange.backlog, exchange.batch
-            self.in_flight.discard(exchange.future)
-            exchange.ended()
+        for future in [one for one in self.in_flight if one.done()]:
+            handler, exchange = self.in_flight[future]
+            backlog = exchange.backlog
+            exchange.ended(future)
             try:
                 if not backlog.broken:
-                    handler(exchange)
+                    handler(exchange, future)
             except OutboxCorrupt as error:
                 self.broken(backlog, error)
             except OutboxUnavailable as error:
                 self.disk_failed(error)
-                exchange.server.lane.backoff.failed(time.monotonic())
-                if batch.accepted:
+                exchange.server.lane.backoff.failed(now())
+                if exchange.batch.accepted:
                     self._poll_again(exchange, 0)
                 else:
-                    backlog.send_again(batch)
+                    backlog.send_again(exchange.batch)
+            except BaseException:
+                backlog.stale = True
+                raise
             finally:
-                self._responses.popleft()
+                del self.in_flight[future]
 
     def broken(self, backlog: Backlog, error: OutboxCorrupt) -> None:
         """Have a damaged backlog set aside."""
@@ -186,14 +182,14 @@ class Outcomes:
         future = self._ask(
             Exchange(server, backlog, batch),
             lambda client: client.retain(destination.bank, items, operation_id=batch.operation_id),
-            lambda exchange: self._sent(exchange, len(items)),
+            lambda exchange, future: self._sent(exchange, future, len(items)),
         )
         backlog.sending[future] = destination
 
-    def _sent(self, exchange: Exchange, items: int) -> None:
+    def _sent(self, exchange: Exchange, future: Future[Any], items: int) -> None:
         server, backlog, batch = exchange.server, exchange.backlog, exchange.batch
         try:
-            response = exchange.result()
+            response = future.result()
         except CancelledError:
             backlog.send_again(batch)
         except Rejected as error:
@@ -226,7 +222,7 @@ class Outcomes:
             batch.accepted = True
             self._note(exchange)
             self._servers.succeeded(server)
-            backlog.poll(batch, time.monotonic() + next_poll(0), 0)
+            backlog.poll(batch, now() + next_poll(0), 0)
             self._progress.accepted(backlog.turns_of(batch), own=not backlog.adopted)
             if not self._progress.waiting:
                 self._servers.all_accepted()
@@ -270,30 +266,30 @@ class Outcomes:
 
     def _poll_again(self, exchange: Exchange, polls: int) -> None:
         wait = _WATCHED_POLL if self._progress.watchers else next_poll(polls)
-        exchange.backlog.poll(exchange.batch, time.monotonic() + wait, polls)
+        exchange.backlog.poll(exchange.batch, now() + wait, polls)
 
-    def _result(self, exchange: Exchange) -> Any:
+    def _result(self, exchange: Exchange, future: Future[Any]) -> Any:
         """Return the response; None if there is none and the poll was queued again.
 
         Raises:
             Rejected: The server does not know the operation.
         """
         try:
-            response = exchange.result()
+            response = future.result()
         except Rejected:
             raise
         except (CancelledError, Exception) as error:
             if not isinstance(error, CancelledError):
                 self._servers.failed(exchange.server, error)
-            exchange.backlog.poll(exchange.batch, time.monotonic(), exchange.polls)
+            exchange.backlog.poll(exchange.batch, now(), exchange.polls)
             return None
         self._servers.succeeded(exchange.server)
         return response
 
-    def _polled(self, exchange: Exchange) -> None:
+    def _polled(self, exchange: Exchange, future: Future[Any]) -> None:
         backlog, batch = exchange.backlog, exchange.batch
         try:
-            response = self._result(exchange)
+            response = self._result(exchange, future)
         except Rejected:
             response = {"status": "not_found"}  # an old server without this endpoint
         if response is None:
@@ -316,7 +312,7 @@ class Outcomes:
         # may have been set back since.
         remaining = min(batch.retry_at - time.time(), LONGEST_RETRY)
         if remaining > 0:
-            backlog.poll(batch, time.monotonic() + remaining, _RETRY)
+            backlog.poll(batch, now() + remaining, _RETRY)
             return
         wait = next_retry(batch.retries)
         if wait is None:
@@ -327,18 +323,18 @@ class Outcomes:
         self._note(exchange, detail)
         with self._progress:
             self._progress.counters.last_error = detail
-        backlog.poll(batch, time.monotonic() + wait, _RETRY)
+        backlog.poll(batch, now() + wait, _RETRY)
 
-    def _retried(self, exchange: Exchange) -> None:
+    def _retried(self, exchange: Exchange, future: Future[Any]) -> None:
         try:
-            if self._result(exchange) is None:
+            if self._result(exchange, future) is None:
                 return
         except Rejected:
             pass  # 409: it is running already; otherwise the next poll shows
         self._poll_again(exchange, 0)
 
-    def _looked_up(self, exchange: Exchange) -> None:
-        has_documents = self._result(exchange)
+    def _looked_up(self, exchange: Exchange, future: Future[Any]) -> None:
+        has_documents = self._result(exchange, future)
         if has_documents:
             self._complete(exchange)
         elif has_documents is not None:
@@ -353,7 +349,7 @@ class Outcomes:
             self._progress.forgotten(backlog.turns_of(batch))
         backlog.send_again(batch)
         # Wait as after a failure: the server may forget operations for ever.
-        exchange.server.lane.backoff.failed(time.monotonic())
+        exchange.server.lane.backoff.failed(now())
         self._wake()
 
     def _complete(self, exchange: Exchange) -> None:

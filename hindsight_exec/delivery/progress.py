@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Iterable, Optional
+
+from hindsight_exec.executor.waiting import now
 
 if TYPE_CHECKING:
     from hindsight_exec.conversation.turns import Source
@@ -60,12 +62,12 @@ class Progress(threading.Condition):
         # Failed requests by URL and credential, for the threads that wait.
         self.failures: dict[tuple[str, str], int] = {}
         self.watchers = 0  # threads that wait for completion
-        self.advanced_at = time.monotonic()  # when a turn advanced or began to wait
+        self.advanced_at = now()  # when a turn advanced or began to wait
 
     def given(self, source: Source, turns: int = 1) -> None:
         """Count turns that the outbox has taken. Called with the lock held."""
         if not self.waiting:
-            self.advanced_at = time.monotonic()
+            self.advanced_at = now()
         self.counters.given += turns
         self.waiting[source] = self.waiting.get(source, 0) + turns
         self.unfinished[source] = self.unfinished.get(source, 0) + turns
@@ -75,7 +77,7 @@ class Progress(threading.Condition):
         with self:
             self.counters.accepted += _total(turns)
             self.counters.last_success = time.time()
-            self.advanced_at = time.monotonic()
+            self.advanced_at = now()
             if own:
                 _subtract(self.waiting, turns)
             self.notify_all()
@@ -87,6 +89,24 @@ class Progress(threading.Condition):
             if own:
                 self.counters.own_completed += _total(turns)
                 _subtract(self.unfinished, turns)
+            self.notify_all()
+
+    def limit(self, unfinished: Iterable[tuple[Source, int, int]]) -> None:
+        """Count no more turns than the rows say: (source, not accepted, not completed).
+
+        For a change that was made on disk and not here. What was put and is
+        about to be counted here, is more on disk.
+        """
+        rows: dict[Source, tuple[int, int]] = {}
+        for source, waiting, turns in unfinished:
+            before = rows.get(source, (0, 0))
+            rows[source] = (before[0] + waiting, before[1] + turns)
+        with self:
+            for place, counts in enumerate((self.waiting, self.unfinished)):
+                for source, count in list(counts.items()):
+                    excess = count - rows.get(source, (0, 0))[place]
+                    if excess > 0:
+                        _subtract(counts, [(source, excess)])
             self.notify_all()
 
     def forgotten(self, turns: TurnsBySource) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING
 
 from hindsight_exec.executor import call_at_exit
+from hindsight_exec.executor.process import call_in_child, renew_if_forked
 from hindsight_exec.outbox import spool
 
 from .engine import Engine
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from .engine import Handle
 
 _engines: dict[Path, Engine] = {}
-_lock = threading.Lock()  # guards it; taken before the lock of any engine
-_exit_known = False
-# A forked child keeps what it inherited referenced, and never touches it:
-# collecting an engine would close SQLite connections of the parent.
+# Guards it; taken before the lock of any engine. Re-entrant: a finalizer may
+# make or close a writer while its thread is in here.
+_lock = threading.RLock()
+_settles_at_exit = False
+# A forked child keeps its parent's engines referenced, and never touches them:
+# collecting one would close SQLite connections of the parent.
 _inherited: list[object] = []
 
 
 def join(handle: Handle) -> Engine:
     """Return the engine of the handle's folder, made if need be, with the handle added."""
-    global _exit_known
+    global _settles_at_exit
+    renew_if_forked()
     with _lock:
-        if not _exit_known:
-            _exit_known = True
+        if not _settles_at_exit:
             call_at_exit(_settle_all)
+            _settles_at_exit = True
         engine = _engines.get(handle.folder)
         if engine is None:
             engine = _engines[handle.folder] = Engine(handle.folder, handle.settings)
@@ -58,11 +61,10 @@ def _settle_all() -> None:
         engine.settle()
 
 
-def _after_fork_in_child() -> None:
-    global _engines, _lock, _exit_known
+def _renew() -> None:
+    global _engines, _lock, _settles_at_exit
     _inherited.append(_engines)
-    _engines, _lock, _exit_known = {}, threading.Lock(), False
+    _engines, _lock, _settles_at_exit = {}, threading.RLock(), False
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+call_in_child(_renew)

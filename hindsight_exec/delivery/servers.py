@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Callable, Optional
 
 from hindsight_exec.errors import ServerError, Starting, Unauthorized, Unavailable
+from hindsight_exec.executor.waiting import now
 
 from .schedule import Lane
 
@@ -112,9 +112,9 @@ class Servers:
             _logger.error("A request failed unexpectedly", exc_info=error)
         retry_after = error.retry_after if isinstance(error, Unavailable) else None
         if isinstance(error, Starting):
-            server.lane.backoff.not_before = time.monotonic() + (retry_after or 1.0)
+            server.lane.backoff.not_before = now() + (retry_after or 1.0)
         else:
-            server.lane.backoff.failed(time.monotonic(), retry_after)
+            server.lane.backoff.failed(now(), retry_after)
         server.given_up = self.closing
         # A single failure is no news: a restart, a burst.
         if not isinstance(error, Starting) and server.lane.backoff.failures == 2:
@@ -127,7 +127,7 @@ class Servers:
     def _pause(self, server: Server, reason: str) -> None:
         first = not server.lane.paused
         server.lane.paused = True
-        server.lane.backoff.not_before = time.monotonic() + _PAUSE
+        server.lane.backoff.not_before = now() + _PAUSE
         server.given_up = self.closing
         if first:
             _logger.error(

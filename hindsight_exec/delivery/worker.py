@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import threading
-import time
 from typing import TYPE_CHECKING, Callable, Optional
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
+from hindsight_exec.executor import waiting
 
 from .backlog import keeps_failing
 from .outcomes import Outcomes
@@ -78,13 +79,14 @@ class Delivery:
         self.adopting = False  # a file may be open that is in no backlog yet
         self.running = False
         # From any thread, without a lock:
-        self._wake = threading.Event()
+        # A queue, as its put() is re-entrant: a finalizer may give a turn anywhere.
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closing = False
         self._outcomes = Outcomes(
             servers=self.servers,
             progress=self.progress,
             notify=notify,
-            wake=self._wake.set,
+            wake=self.wake,
             postpone=self._postpone,
         )
         # The worker's own:
@@ -113,17 +115,21 @@ class Delivery:
             self.progress.watchers += 1 if watching else -1
             self._poll_now = watching or self._poll_now
 
+    def wake(self) -> None:
+        """Have the worker look at what there is to do, if it runs."""
+        if self._signals.empty():
+            self._signals.put(None)
+
     def start(self) -> bool:
         """Wake the worker; return True if the caller must submit :meth:`run`."""
         with self.progress:
-            if self.running:
-                self._wake.set()
-                return False
-            self.running = True
-            return True
+            started, self.running = self.running, True
+        if started:
+            self.wake()
+        return not started
 
-    def not_started(self) -> None:
-        """The run could not be submitted."""
+    def ended(self) -> None:
+        """Note that :meth:`run` is not running: it was not started, or came to harm."""
         with self.progress:
             self.running = False
             self.progress.notify_all()
@@ -131,12 +137,12 @@ class Delivery:
     def close(self) -> None:
         """Send what can be sent, take each server's failure as final, and end."""
         self._closing = True
-        self._wake.set()
+        self.wake()
 
     def cancel(self) -> None:
         """Cancel the requests in flight; their turns stay on disk."""
         self._outcomes.cancel()
-        self._wake.set()
+        self.wake()
 
     # --- the worker -------------------------------------------------------
 
@@ -144,29 +150,44 @@ class Delivery:
         """Deliver until nothing is left to do. The executor's one job."""
         self.thread = threading.current_thread()
         while True:
-            self._wake.clear()
-            if self._closing and not self.servers.closing:
-                self.servers.closing = True
-                self.servers.hurry()
             try:
-                due = self._pass(time.monotonic(), self.servers.closing)
-            except Exception:
-                _logger.exception("Delivery failed and will be tried again")
-                due = None if self.servers.closing else time.monotonic() + _DISK_PAUSE
-            abandoned = self._outcomes.abandoned
-            if abandoned or (due is None and not self._outcomes.in_flight):
-                with self.progress:
-                    if abandoned or not self._wake.is_set():
-                        self.running = False
-                        self.progress.notify_all()
-                        return
-            if not self._prepared and not self.servers.closing:
-                # While turns are held: exit may leave no time for it.
-                self._prepared = True
-                with contextlib.suppress(Exception):  # the first request reports it
-                    self._prepare()
-            wait = None if due is None else max(0.0, due - time.monotonic())
-            self._wake.wait(wait if wait is None else min(wait, _LONGEST_SLEEP))
+                if self._step():
+                    return
+            except BaseException:
+                # SystemExit from a callback, or injected. What was being done
+                # is unknown, so read anew from disk what remains to be done.
+                for backlog in list(self.backlogs):
+                    backlog.stale = True
+                waiting.log(logging.ERROR, "Delivery was interrupted and goes on", exc_info=True)
+
+    def _step(self) -> bool:
+        """Do what is due and wait for the next; return whether nothing is left to do."""
+        while not self._signals.empty():
+            self._signals.get()
+        if self._closing and not self.servers.closing:
+            self.servers.closing = True
+            self.servers.hurry()
+        try:
+            due = self._pass(waiting.now(), self.servers.closing)
+        except Exception:
+            _logger.exception("Delivery failed and will be tried again")
+            due = None if self.servers.closing else waiting.now() + _DISK_PAUSE
+        abandoned = self._outcomes.abandoned
+        if abandoned or (due is None and not self._outcomes.in_flight):
+            with self.progress:
+                if abandoned or self._signals.empty():
+                    self.running = False
+                    self.progress.notify_all()
+                    return True
+        if not self._prepared and not self.servers.closing:
+            # While turns are held: exit may leave no time for it.
+            self._prepared = True
+            with contextlib.suppress(Exception):  # the first request reports it
+                self._prepare()
+        with contextlib.suppress(queue.Empty):
+            left = None if due is None else min(max(0.0, due - waiting.now()), _LONGEST_SLEEP)
+            self._signals.get(timeout=left)
+        return False
 
     def _pass(self, now: float, closing: bool) -> Optional[float]:
         """Do everything that is due; return when the next thing is, None if nothing is."""
@@ -177,6 +198,8 @@ class Delivery:
         poll_now, self._poll_now = self._poll_now, False
         for backlog in list(self.backlogs):
             try:
+                if backlog.stale:
+                    self._reload(backlog)
                 if poll_now:
                     backlog.poll_now()
                 due += self._deliver(backlog, now, closing)
@@ -190,6 +213,7 @@ class Delivery:
                 continue
             except Exception:
                 # This backlog must not hold up the others.
+                backlog.stale = True
                 _logger.exception("%s cannot be delivered now", backlog.outbox.path or "memory")
                 due.append(now + _DISK_PAUSE)
                 continue
@@ -209,6 +233,11 @@ class Delivery:
         if not closing:
             due += self._look_for_stall(now)
         return min(due, default=None)
+
+    def _reload(self, backlog: Backlog) -> None:
+        backlog.reload()
+        own = [one for one in self.backlogs if not (one.adopted or one.broken)]
+        self.progress.limit(row for one in own for row in one.unfinished())
 
     def _deliver(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Do what is due in a backlog; return when other things will be."""
@@ -278,17 +307,17 @@ class Delivery:
     def _look_for_stall(self, now: float) -> list[float]:
         """Warn once if no turn advances; return when to look again."""
         with self.progress:
-            waiting = sum(self.progress.waiting.values())
+            turns = sum(self.progress.waiting.values())
             stalls_at = self.progress.advanced_at + self._stall_after
-        if not waiting or now < stalls_at:
+        if not turns or now < stalls_at:
             self._stalled = False
-            return [stalls_at] if waiting else []
+            return [stalls_at] if turns else []
         if not self._stalled:
             self._stalled = True
             _logger.warning(
                 "Nothing was delivered for %d s while %s waited; last error: %s",
                 self._stall_after,
-                counted(waiting),
+                counted(turns),
                 self.progress.counters.last_error or "none",
             )
         return []

@@ -34,6 +34,12 @@ _READY = """SELECT id, bytes FROM documents
 _BATCHES = """SELECT id, destination, operation_id, operation, accepted, retries, retry_at
     FROM batches ORDER BY id"""
 _TURNS_OF_BATCH = "SELECT source, sum(turns) FROM documents WHERE batch = ? GROUP BY source"
+_UNFINISHED = """SELECT source, sum(waiting), sum(turns) FROM (
+    SELECT source, count(*) AS waiting, count(*) AS turns FROM turns GROUP BY source
+    UNION ALL
+    SELECT d.source, CASE WHEN b.accepted THEN 0 ELSE d.turns END, d.turns
+      FROM documents d LEFT JOIN batches b ON b.id = d.batch WHERE d.reason IS NULL)
+    GROUP BY source"""
 _IS_WAITING = """SELECT EXISTS (SELECT 1 FROM turns) OR EXISTS (
     SELECT 1 FROM documents d LEFT JOIN batches b ON b.id = d.batch
     WHERE d.reason IS NULL AND NOT coalesce(b.accepted, 0))"""
@@ -176,6 +182,10 @@ class OutboxReader:
     def turns_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Each source of a batch, with the number of its turns."""
         return self._db.rows(_pair, (int, int), _TURNS_OF_BATCH, (batch.id,))
+
+    def unfinished(self) -> list[tuple[int, int, int]]:
+        """Each source, with the number of its turns not accepted and not completed."""
+        return self._db.rows(lambda *row: row, (int, int, int), _UNFINISHED)
 
     # --- what people ask --------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import itertools
 import os
 import socket
 import subprocess
@@ -11,10 +13,14 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 
 import pytest
 from scripted_server import CERTIFICATE, ScriptedServer, answering
+from striking import Strike
+from waiting import eventually
 
+from hindsight_exec.client import loop as loop_module
 from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.client.loop import BackgroundLoop, background_loop
 
@@ -245,6 +251,50 @@ def test_a_closed_loop_refuses(loop):
     with pytest.raises(RuntimeError, match="cannot schedule new futures after interpreter"):
         loop.run(stop())
     assert repr(loop) == "<BackgroundLoop closed>"
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # nor taken
+@pytest.mark.parametrize("use", ["start", "run"])
+def test_ctrl_c_anywhere_in_a_start_leaks_nothing(use):
+    """Wherever Ctrl-C strikes, the next use has one loop with its resolvers, and exit closes it."""
+
+    async def where():
+        return asyncio.get_running_loop()
+
+    def ours():
+        """The threads that run; an interrupted start may leave one that never does."""
+        threads = [one for one in threading.enumerate() if one.name.startswith("hindsight-")]
+        return {one for one in threads if one.ident is not None} - before
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def begin(loop):
+        if use == "start":
+            loop.start()
+        else:
+            loop.run(where()).result(TIMEOUT)
+
+    before = set(threading.enumerate())
+    for number in itertools.count(1):
+        loop = BackgroundLoop()
+        strike = Strike(number, interrupt, loop_module.__file__, threading.__file__)
+        sys.settrace(strike.trace)
+        # The standard library may make another error of it, "release unlocked lock".
+        with suppress(KeyboardInterrupt, RuntimeError):
+            begin(loop)
+        sys.settrace(None)
+        assert loop.run(where()).result(TIMEOUT)
+        first = loop._run
+        assert loop.run(where()).result(TIMEOUT) is first.loop
+        eventually(lambda: len(ours()) == 3)  # a loop and its two resolvers
+        loop._close_at_exit()
+        eventually(lambda: not ours())
+        if not strike.struck:
+            break
+        del loop, first, strike
+    gc.collect()  # a loop or socket that was not closed is a ResourceWarning, thus an error
+    assert number > 10
 
 
 # --- exits -------------------------------------------------------------------

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 from urllib.parse import urlsplit
+
+from waiting import eventually as eventually  # handed on to this room
 
 from .stub import Models
 
@@ -65,16 +66,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def eventually(check: Callable[[], Any], *, seconds: float = 60.0, pause: float = 0.02) -> Any:
-    """The first true answer of `check`; its last one is in the AssertionError when none comes."""
-    deadline = time.monotonic() + seconds
-    while not (answer := check()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s; the last answer was {answer!r}")
-        time.sleep(pause)
-    return answer
 
 
 def request(
