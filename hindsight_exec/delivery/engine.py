@@ -86,7 +86,7 @@ class Engine:
             on_closing=self.delivery.close,
             on_deadline=self.delivery.cancel,
         )
-        self._files = Files(
+        self.files = Files(
             folder,
             settings.durability,
             self.delivery.progress,
@@ -152,7 +152,7 @@ class Engine:
             if self._runs:
                 return
             abandoned, self._abandoned = self._abandoned, {}
-        self._files.close(abandoned)
+        self.files.close(abandoned)
 
     # --- keeping ----------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Engine:
             # One file for all of them, unless another process has it by now.
             claim = spool.adopt(self._late) if self._late else None
             claim = claim or spool.create(self.folder)
-            outbox = self._files.open(claim.path)
+            outbox = self.files.open(claim.path)
             try:
                 put(outbox)
                 self._late = claim.path
@@ -211,7 +211,7 @@ class Engine:
             if self._own is None or not self._own.outbox.is_there():
                 # This process goes on delivering a file that was removed, as
                 # far as it gets; new turns go where the next process finds them.
-                self._own = self._files.create()
+                self._own = self.files.create()
                 self._add(self._own)
             return self._own
 
@@ -251,13 +251,13 @@ class Engine:
         return key or self._keys.get((credential, url)) or key
 
     def _adopt(self, room: int) -> list[Backlog]:
-        return self._files.adopt(room)
+        return self.files.adopt(room)
 
     def _retire(self, backlog: Backlog) -> None:
         with self.lock:
             if self._own is backlog:
                 self._own = None
-        self._files.retire(backlog)
+        self.files.retire(backlog)
 
     def _notify(self, text: str) -> None:
         with self.lock:
@@ -279,19 +279,19 @@ class Engine:
 
     def unopened(self) -> bool:
         """Whether dead processes left files that this process has not opened yet."""
-        return self._files.unopened()
+        return self.files.unopened()
 
     def waiting(self) -> int:
         """Return how many turns wait in the files that this process delivers."""
-        return sum(summary.waiting for summary in _ask_all(self._backlogs(), Outbox.summary))
+        return sum(summary.waiting for summary in _ask_all(self.open_backlogs(), Outbox.summary))
 
     def is_waiting(self) -> bool:
         """Whether any turn does, or may: a file is being opened."""
         with self.delivery.progress:
             adopting = self.delivery.adopting
-        return adopting or any(_ask_all(self._backlogs(), Outbox.is_waiting))
+        return adopting or any(_ask_all(self.open_backlogs(), Outbox.is_waiting))
 
-    def _backlogs(self) -> list[Backlog]:
+    def open_backlogs(self) -> list[Backlog]:
         with self.delivery.progress:
             return list(self.delivery.backlogs)
 
@@ -312,7 +312,7 @@ class Engine:
             self._own = self._spare = None
             is_stuck = self._runs > 0 and self.executor.pending > 0
             if is_stuck:
-                self._abandoned = self._files.take_claims()
+                self._abandoned = self.files.take_claims()
         if is_stuck:
             # The worker hangs, perhaps inside a file: leave all of them to it.
             if self._abandoned and self.delivery.progress.acquire(timeout=1.0):
@@ -324,12 +324,12 @@ class Engine:
         on_disk = in_memory = 0
         for backlog in self.delivery.backlogs:
             for summary in _ask_all([backlog], Outbox.summary):
-                if self._files.is_on_disk(backlog):
+                if self.files.is_on_disk(backlog):
                     on_disk += summary.waiting
                 else:
                     in_memory += summary.waiting
-        claims = self._files.take_claims()
-        self._files.close({one: claims.get(one) for one in self.delivery.backlogs})
+        claims = self.files.take_claims()
+        self.files.close({one: claims.get(one) for one in self.delivery.backlogs})
         _warn_of_waiting(on_disk)
         if in_memory:
             _logger.error(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 from hindsight_exec.outbox import spool
@@ -52,6 +52,9 @@ class Files:
         self._progress = progress
         self._key = key
         self._own = own
+        # Held while a file is adopted, and while files of other processes are
+        # read: no file is ever open twice in a process. Taken before `_lock`.
+        self._opening = threading.Lock()
         self._lock = threading.Lock()  # guards all that follows
         self._claims: dict[Backlog, spool.Claim] = {}
         self._skip: set[Path] = set()  # files that this process cannot deliver
@@ -88,15 +91,25 @@ class Files:
         for path in self._others():
             if len(backlogs) == room:
                 break
-            try:
-                claim = spool.adopt(path)
-            except OutboxUnavailable as error:
-                self._skip.add(path)
-                _logger.warning("%s", error)
-                continue
-            if claim is not None and (backlog := self._adopt(claim)) is not None:
-                backlogs.append(backlog)
+            with self._opening:
+                try:
+                    claim = spool.adopt(path)
+                except OutboxUnavailable as error:
+                    self._skip.add(path)
+                    _logger.warning("%s", error)
+                    continue
+                if claim is not None and (backlog := self._adopt(claim)) is not None:
+                    backlogs.append(backlog)
         return backlogs
+
+    @contextlib.contextmanager
+    def foreign(self) -> Iterator[list[Path]]:
+        """The files that are not open here; none of them is opened meanwhile."""
+        with self._opening:
+            paths = spool.files(self._folder)
+            with self._lock:
+                known = {claim.path for claim in self._claims.values()}
+            yield [path for path in paths if path not in known]
 
     def unopened(self) -> bool:
         """Whether dead processes left files that this process has not opened yet."""

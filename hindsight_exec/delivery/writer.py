@@ -89,8 +89,7 @@ class RetainWriter:
             immediate: Make a document of this turn alone and send it now.
 
         Returns:
-            Whether it is on disk. False: the disk did not take it, so that it
-            is in memory only, or it was given after closing and is lost.
+            Whether it is on disk; else it is in memory only, or, after close, lost.
 
         Raises:
             ValueError: An argument is unusable; nothing was taken.
@@ -159,19 +158,17 @@ class RetainWriter:
     ) -> None:
         """Take a whole conversation of the past and send it at once.
 
-        Its documents are cut and named by their content: a conversation that
-        is given twice, from its start and with the same settings, is stored once.
+        Its content decides how documents are cut and named: given twice, from
+        its start and with the same settings, it is stored once.
 
         Args:
             past: For each turn its messages and its POSIX time in seconds.
-            originals: The messages of each turn before anything was hidden in
-                them. They decide where documents are cut and how they are named,
-                so that hiding more later stores nothing twice.
+            originals: Each turn's messages before anything was hidden in them;
+                they decide how documents are cut and named.
             document_id: All of it is one document, with this id.
             first_index: The number of the first turn in its session.
 
-        Otherwise as :meth:`put`. If the outbox is full halfway, give all of it
-        again.
+        Otherwise as :meth:`put`. If the outbox is full halfway, give all again.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
         kept: list[Turn] = []
@@ -234,8 +231,7 @@ class RetainWriter:
         Returns:
             As :meth:`flush`.
         """
-        if timeout is None:
-            timeout = self.settings.drain_timeout
+        timeout = self.settings.drain_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         engine = self._joined()
         with engine.lock:

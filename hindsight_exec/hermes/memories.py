@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple, Sequence
 
 from hindsight_exec.errors import Rejected
 
@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
 
-__all__ = ["Recalled", "bullets", "framed", "memories", "query_of", "recall"]
+__all__ = [
+    "Memory",
+    "Recalled",
+    "framed",
+    "memories",
+    "merged",
+    "one_line",
+    "query_of",
+    "recall",
+    "shown",
+    "topic_words",
+]
 
 _HEADING = "# Hindsight Memory\nWhat was noted in earlier conversations and may help with this one."
 # Anyone whose words were retained may have written these lines.
@@ -24,148 +35,38 @@ _AWAY = (
     "# Hindsight Memory\nMemory cannot be searched at the moment, so nothing was recalled. What is"
     " said is saved on disk and stored later."
 )
+_PARTLY = "Memory cannot be searched at the moment: these are only turns that the server does not know yet."
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.lower().replace("'", "")))
+
 
 # Words that say nothing about a topic; a message of these alone is not searched for.
 _SMALL_TALK = frozenset(
-    [
-        "a",
-        "again",
-        "ahead",
-        "all",
-        "alright",
-        "and",
-        "any",
-        "bye",
-        "cheers",
-        "continue",
-        "cool",
-        "day",
-        "do",
-        "done",
-        "evening",
-        "fine",
-        "go",
-        "good",
-        "got",
-        "great",
-        "hello",
-        "hey",
-        "hi",
-        "i",
-        "it",
-        "k",
-        "lgtm",
-        "me",
-        "morning",
-        "much",
-        "n",
-        "nah",
-        "next",
-        "nice",
-        "night",
-        "no",
-        "nope",
-        "ok",
-        "okay",
-        "on",
-        "perfect",
-        "please",
-        "proceed",
-        "right",
-        "so",
-        "sup",
-        "sure",
-        "thank",
-        "thanks",
-        "that",
-        "the",
-        "then",
-        "there",
-        "this",
-        "up",
-        "very",
-        "well",
-        "what",
-        "whats",
-        "y",
-        "yeah",
-        "yep",
-        "yes",
-        "yo",
-        "you",
-    ]
+    _words(
+        "a again ahead all alright and any bye cheers continue cool day do done evening fine go"
+        " good got great hello hey hi i it k lgtm me morning much n nah next nice night no nope ok"
+        " okay on perfect please proceed right so sup sure thank thanks that the then there this up"
+        " very well what whats y yeah yep yes yo you"
+    )
 )
 # Words that point at something said before, and do not name it.
-_POINTING = _SMALL_TALK | frozenset(
-    [
-        "about",
-        "also",
-        "an",
-        "are",
-        "be",
-        "better",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "does",
-        "else",
-        "explain",
-        "for",
-        "from",
-        "give",
-        "had",
-        "has",
-        "have",
-        "how",
-        "if",
-        "in",
-        "is",
-        "its",
-        "let",
-        "lets",
-        "like",
-        "make",
-        "maybe",
-        "more",
-        "my",
-        "now",
-        "of",
-        "one",
-        "or",
-        "other",
-        "our",
-        "out",
-        "recommend",
-        "show",
-        "should",
-        "some",
-        "tell",
-        "than",
-        "them",
-        "they",
-        "think",
-        "to",
-        "too",
-        "try",
-        "use",
-        "want",
-        "was",
-        "we",
-        "were",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "would",
-        "your",
-    ]
+_POINTING = _SMALL_TALK | _words(
+    "about also an are be better but by can could did does else explain for from give had has have"
+    " how if in is its let lets like make maybe more my now of one or other our out recommend show"
+    " should some tell than them they think to too try use want was we were when where which who"
+    " why will with would your"
 )
 _NAMED_WORDS = 2  # that a message must hold to be searched for alone
+
+
+class Memory(NamedTuple):
+    """One memory on one line; ``mark`` says what is special about it."""
+
+    text: str
+    mark: str = ""
+    document_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,8 +84,17 @@ class Recalled:
     failed: bool = False
 
 
-async def recall(client: HindsightClient, settings: Settings, bank: str, query: str) -> Recalled:
+async def recall(
+    client: HindsightClient,
+    settings: Settings,
+    bank: str,
+    query: str,
+    unprocessed: Sequence[Memory] = (),
+) -> Recalled:
     """Ask the server by the configured method.
+
+    Args:
+        unprocessed: What the server did not know before it was asked.
 
     Raises:
         ServerError: As the client does.
@@ -192,13 +102,28 @@ async def recall(client: HindsightClient, settings: Settings, bank: str, query: 
     if settings.recall_prefetch_method == "reflect":
         answer = scrub(await client.reflect(bank, query, budget=settings.recall_budget))
         lines = answer[: settings.recall_max_chars or None].splitlines()
-        return Recalled("\n".join(f"> {_escaped(line)[1:-1]}" for line in lines))
-    lines = bullets(await memories(client, settings, bank, query), settings.recall_max_chars)
-    return Recalled("\n".join(lines), len(lines))
+        quoted = [f"> {_escaped(line)[1:-1]}" for line in lines]
+        return Recalled("\n".join([*bullets(unprocessed, settings.recall_max_chars), *quoted]))
+    found = await memories(client, settings, bank, query)
+    return shown(merged(unprocessed, found), settings)
 
 
-async def memories(client: HindsightClient, settings: Settings, bank: str, query: str) -> list[str]:
-    """The texts that the configured recall finds, best first, each on one line."""
+def shown(found: Sequence[Memory], settings: Settings, *, failed: bool = False) -> Recalled:
+    """Memories as bullets, within the configured bounds."""
+    lines = bullets(found[: settings.recall_max_results or None], settings.recall_max_chars)
+    return Recalled("\n".join(lines), len(lines), failed)
+
+
+def merged(unprocessed: Iterable[Memory], found: Sequence[Memory]) -> list[Memory]:
+    """What is not processed yet, then the memories; nothing of a document twice."""
+    known = {memory.document_id for memory in found if memory.document_id}
+    return [*(one for one in unprocessed if one.document_id not in known), *found]
+
+
+async def memories(
+    client: HindsightClient, settings: Settings, bank: str, query: str
+) -> list[Memory]:
+    """What the configured recall finds, best first."""
     options: dict[str, Any] = {}
     if settings.recall_tags:
         options.update(tags=settings.recall_tags, tags_match=settings.recall_tags_match)
@@ -215,13 +140,17 @@ async def memories(client: HindsightClient, settings: Settings, bank: str, query
         if error.status != 404:
             raise
         return []  # the server makes a bank when it gets the bank's first turn
-    # Scrubbed, so that no memory can end the block that Hermes puts around it.
-    texts = (
-        " ".join(scrub(result["text"]).split())
+    found = [
+        Memory(one_line(result["text"]), "", str(result.get("document_id") or ""))
         for result in results
         if _score(result) >= settings.recall_min_score
-    )
-    return list(filter(None, texts))[: settings.recall_max_results or None]
+    ]
+    return [memory for memory in found if memory.text][: settings.recall_max_results or None]
+
+
+def one_line(text: str) -> str:
+    """A memory's text: it cannot pass for several, nor end the block that Hermes puts around it."""
+    return " ".join(scrub(text).split())
 
 
 def _score(result: Mapping[str, Any]) -> float:
@@ -237,6 +166,11 @@ def _score(result: Mapping[str, Any]) -> float:
     return 1.0
 
 
+def topic_words(text: str) -> set[str]:
+    """The words of a message that name what it is about."""
+    return _words(text) - _POINTING
+
+
 def query_of(settings: Settings, message: str, before: tuple[str, str] = ("", "")) -> str:
     """What to search for; "" for what no user said, and for small talk.
 
@@ -245,15 +179,14 @@ def query_of(settings: Settings, message: str, before: tuple[str, str] = ("", ""
             such as "and what do you recommend?".
     """
     text = scrub(message)
-    words = set(re.findall(r"[^\W_]+", text.lower().replace("'", "")))
-    if is_synthetic(text) or text.startswith("/") or words <= _SMALL_TALK:
+    if is_synthetic(text) or text.startswith("/") or _words(text) <= _SMALL_TALK:
         return ""
-    if len(words - _POINTING) < _NAMED_WORDS:
+    if len(topic_words(text)) < _NAMED_WORDS:
         text = "\n".join(filter(None, dict.fromkeys((text, *before))))
     return text[: settings.recall_max_input_chars or None]
 
 
-def bullets(texts: Iterable[str], limit: int) -> list[str]:
+def bullets(found: Iterable[Memory], limit: int) -> list[str]:
     """Whole memories as bullets of at most ``limit`` characters together; 0 means no limit.
 
     Each is a JSON string without angle brackets: it can neither end, nor open
@@ -262,8 +195,8 @@ def bullets(texts: Iterable[str], limit: int) -> list[str]:
     """
     lines: list[str] = []
     left = limit
-    for text in texts:
-        line = f"- {_escaped(text)}"
+    for memory in found:
+        line = f"- {_escaped(memory.text)}{memory.mark}"
         left -= len(line) + 1
         if limit and left < 0:
             return lines or [f'{line[: max(limit - 2, 3)]}…"']
@@ -273,12 +206,11 @@ def bullets(texts: Iterable[str], limit: int) -> list[str]:
 
 def framed(recalled: Recalled, settings: Settings) -> str:
     """The block for the context, which says that it is data; "" when nothing was recalled."""
-    if recalled.failed:
-        return _AWAY
     if not recalled.text:
-        return ""
+        return _AWAY if recalled.failed else ""
     heading = settings.recall_prompt_preamble.strip() or _HEADING
-    return f"{heading}\n{_CAUTION}\n\n{recalled.text}"
+    away = f"\n{_PARTLY}" if recalled.failed else ""
+    return f"{heading}{away}\n{_CAUTION}\n\n{recalled.text}"
 
 
 def _escaped(text: str) -> str:

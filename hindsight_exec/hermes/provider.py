@@ -10,6 +10,7 @@ the network, and all of them for a bounded time.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -23,7 +24,7 @@ from .memories import Recalled, framed
 from .recall import Recall
 from .retention import Retention
 from .scrub import scrub, text_of
-from .sessions import ForkSafeLock, Sessions
+from .sessions import ForkSafeLock, Scope, Sessions
 
 if TYPE_CHECKING:
     import threading
@@ -42,6 +43,16 @@ class _Parts(NamedTuple):
     connection: Connection
     recall: Recall
     retention: Retention | None
+
+    def start(self, scope: Scope, query: str, *, waits: bool = False) -> None:
+        """Start a recall, also among what the writer has not delivered yet."""
+        kept = self.retention
+        self.recall.start(
+            scope,
+            query,
+            kept.until_processed if kept and waits else None,
+            partial(kept.unprocessed, scope.identity) if kept and kept.searches else None,
+        )
 
     def close(self, *, leave_to_others: bool = False) -> None:
         """Close them in the order in which they need each other."""
@@ -220,7 +231,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         scope, parts = self._sessions.scope(session_id), self._parts
         if scope is not None and parts is not None and self._recalls:
             if self._settings.recall_sync:
-                parts.recall.start(scope, query)
+                parts.start(scope, query)
                 recalled = parts.recall.take(scope, self._settings.timeout)
                 parts.recall.forget()
             else:
@@ -236,8 +247,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             return
         if not self._read_only:
             parts.connection.apply_missions(self._bank)
-        waits = self._settings.prefetch_waits_for_retain and parts.retention
-        parts.recall.start(scope, query, waits.until_processed if waits else None)
+        parts.start(scope, query, waits=self._settings.prefetch_waits_for_retain)
 
     def recall_status(self) -> Any:
         """What the last ``prefetch`` put into the context, for Hermes' indicator; None if nothing."""
@@ -312,7 +322,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
         parts = self._parts
         if parts is None:
             return tools.error(setup.missing(self._settings) or "no session has begun")
-        return tools.call(tool_name, args, self._bank, parts.connection, parts.retention)
+        who = self._sessions.current
+        return tools.call(tool_name, args, who, parts.connection, parts.retention)
 
     # -- what older callers rely on ----------------------------------------------
 

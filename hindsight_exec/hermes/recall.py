@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import logging
 import os
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Awaitable, Callable, NamedTuple
 from hindsight_exec.errors import HindsightExecError, Starting
 
 from .compat import weakly
-from .memories import Recalled, query_of, recall
+from .memories import Memory, Recalled, query_of, recall, shown
 from .sessions import ForkSafeLock, Scope
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ LONGEST_WAIT = 7.0
 class _Running(NamedTuple):
     scope: Scope
     future: concurrent.futures.Future[Recalled]
+    unprocessed: list[Memory]  # found before the server was asked, and not shown yet
 
     def cancel(self) -> None:
         if self.scope.pid == os.getpid():  # the parent's future may be locked for ever
@@ -62,21 +64,34 @@ class Recall:
         scope: Scope,
         message: str,
         after: Callable[[], Awaitable[object]] | None = None,
+        search: Callable[[str], list[Memory]] | None = None,
     ) -> None:
-        """Start to recall for ``message``, once ``after`` is done; drop what ran before."""
+        """Start to recall for ``message``; drop what ran before.
+
+        Args:
+            after: What to wait for first.
+            search: Finds what the server does not know yet. It reads the disk.
+        """
         settings = self._connection.settings
         identity, before = self._before
         query = query_of(settings, message, before if identity == scope.identity else ("", ""))
         if not query:
             return
 
+        bank = scope.identity.bank(settings)
+        unprocessed: list[Memory] = []
+
         async def work(client: HindsightClient) -> Recalled:
             if after is not None:
                 await after()
-            return await recall(client, settings, scope.identity.bank(settings), query)
+            if search is not None:
+                # Before the server is asked: what it processes meanwhile is not missed.
+                loop = asyncio.get_running_loop()
+                unprocessed.extend(await loop.run_in_executor(None, search, query))
+            return await recall(client, settings, bank, query, tuple(unprocessed))
 
         try:
-            started = _Running(scope, self._connection.submit(work))
+            started = _Running(scope, self._connection.submit(work), unprocessed)
         except (HindsightExecError, RuntimeError) as error:
             logger.debug("recall not started: %s", error)
             return
@@ -103,11 +118,13 @@ class Recall:
         try:
             recalled = running.future.result(min(wait, LONGEST_WAIT))
         except concurrent.futures.TimeoutError:
-            return Recalled()  # the next turn may still take it
+            # The next turn may still take what the server answers.
+            return self._unprocessed(running)
         except (concurrent.futures.CancelledError, Starting):
-            recalled = Recalled()  # that an embedded server starts is no trouble
+            # That an embedded server starts is no trouble.
+            recalled = self._unprocessed(running)
         except Exception as error:
-            recalled = Recalled(failed=True)
+            recalled = self._unprocessed(running, failed=True)
             self._report(str(error) or type(error).__name__)
         else:
             self._report("")
@@ -116,6 +133,12 @@ class Recall:
                 return Recalled()
             self._running = None
         return recalled
+
+    def _unprocessed(self, running: _Running, *, failed: bool = False) -> Recalled:
+        """What is shown without the server's answer, once."""
+        found = list(running.unprocessed)
+        del running.unprocessed[: len(found)]
+        return shown(found, self._connection.settings, failed=failed)
 
     def _report(self, trouble: str) -> None:
         """Tell log and user when recalls begin to fail, and when they work again."""

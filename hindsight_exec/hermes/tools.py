@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, NamedTuple, TypeVar
 
 from hindsight_exec.conversation.times import parse_local
 
-from .memories import memories
+from .memories import Memory, memories, merged
 from .scrub import scrub
 
 if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
 
     from .connection import Connection
+    from .identity import Identity
     from .retention import Retention
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_AWAY = "Memory cannot be searched, so this is only what the server does not know yet"
 _LONGEST_WAIT = 60.0  # seconds that a tool waits for the server to process a note
 
 RETAIN = "hindsight_retain"
@@ -96,7 +98,7 @@ class Note(NamedTuple):
 def call(
     name: str,
     args: Any,
-    bank: str,
+    identity: Identity,
     connection: Connection,
     retention: Retention | None,
 ) -> str:
@@ -106,6 +108,7 @@ def call(
         retention: None where memory is read-only.
     """
     settings = connection.settings
+    bank = identity.bank(settings)
 
     def ask(question: Callable[[HindsightClient], Awaitable[T]]) -> T:
         # The client's own bound comes first; this one is for a loop that was stopped.
@@ -124,8 +127,18 @@ def call(
             return json.dumps({"result": text, "queued": True})
         if name == RECALL:
             query = query_of(args)
-            found = ask(lambda client: memories(client, settings, bank, query))
-            text = "\n".join(f"{number}. {one}" for number, one in enumerate(found, 1))
+            # Before the server is asked: what it processes meanwhile is not missed.
+            unprocessed = retention.unprocessed(identity, query) if retention else []
+            try:
+                found = ask(lambda client: memories(client, settings, bank, query))
+            except Exception as failure:
+                if not unprocessed:
+                    raise
+                text = f"{_AWAY}: {str(failure) or type(failure).__name__}\n" + _numbered(
+                    unprocessed
+                )
+            else:
+                text = _numbered(merged(unprocessed, found))
         elif name == REFLECT:
             query = query_of(args)
             budget = settings.recall_budget
@@ -141,6 +154,10 @@ def call(
     except Exception as failure:
         return error(f"{name} failed: {failure}")
     return json.dumps({"result": text or "Nothing relevant was found."}, ensure_ascii=False)
+
+
+def _numbered(found: Iterable[Memory]) -> str:
+    return "\n".join(f"{number}. {one.text}{one.mark}" for number, one in enumerate(found, 1))
 
 
 def note_of(args: Any) -> Note:

@@ -117,6 +117,7 @@ class Settings:
     recall_max_results: int = _key(0, "int", "Memories recalled at most; 0 means all.", minimum=0, group="Recall")
     recall_max_chars: int = _key(20_000, "int", "Characters of recalled memories put into the context at most, cut between"
         " memories; 0 means all.", minimum=0, group="Recall")
+    recall_unprocessed: bool = _key(True, "bool", "Recall also what other sessions said that the server has not processed yet.", group="Recall")
     recall_prompt_preamble: str = _key("", "text", "Words above the recalled memories, instead of ours.", group="Recall")
     recall_indicator: bool = _key(True, "bool", "Show when memories were recalled.", group="Recall")
     prefetch_waits_for_retain: bool = _key(False, "bool", "Recall only after the turns given so far were processed by the server.",

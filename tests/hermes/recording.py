@@ -50,6 +50,7 @@ class Hindsight:
         self._changed = threading.Condition()
         self._held: dict[str, threading.Event] = {}
         self._answers: dict[str, tuple[int, Any]] = {}
+        self._operations = ""
         self._port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -108,6 +109,10 @@ class Hindsight:
     def answer(self, path: str, status: int, body: Any) -> None:
         """From now on, paths with this ending get this answer."""
         self._answers[path] = (status, body)
+
+    def answer_operations(self, status: str) -> None:
+        """From now on, all operations are said to be in this state."""
+        self._operations = status
 
     def requests(self, ending: str, method: str | None = None) -> list[Seen]:
         with self._changed:
@@ -200,6 +205,8 @@ class Hindsight:
         for ending, (status, body) in self._answers.items():
             if request.path.endswith(ending):
                 return web.json_response(body, status=status)
+        if self._operations and "/operations/" in request.path:
+            return web.json_response({"status": self._operations})
         return await handler(request)
 
 

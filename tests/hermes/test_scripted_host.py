@@ -120,7 +120,8 @@ def host(make, monkeypatch):
     monkeypatch.setattr(RetainWriter, "put", put)
     monkeypatch.setattr(RetainWriter, "end_session", lambda self, session: None)
     monkeypatch.setattr(provider_module, "Connection", ScriptedConnection)
-    provider = make("start", bank_id_template="of-{session}", recall_wait_seconds=0)
+    values = {"recall_wait_seconds": 0, "recall_unprocessed": False}
+    provider = make("start", bank_id_template="of-{session}", **values)
     return Host(provider, kept)
 
 

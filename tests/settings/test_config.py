@@ -85,7 +85,7 @@ def test_every_key_of_the_file_is_read(home):
         "recall_prefetch_method": "reflect", "recall_budget": "high", "recall_max_tokens": 5,
         "recall_max_input_chars": 0, "recall_types": "world, experience", "recall_tags": ["a", "b"],
         "recall_tags_match": "all_strict", "recall_wait_seconds": 1, "recall_min_score": 0.5,
-        "recall_max_results": 4, "recall_max_chars": 99, "recall_prompt_preamble": "p", "recall_indicator": False,
+        "recall_max_results": 4, "recall_unprocessed": False, "recall_max_chars": 99, "recall_prompt_preamble": "p", "recall_indicator": False,
         "prefetch_waits_for_retain": True, "prefetch_retain_drain_timeout": 3, "auto_retain": False,
         "retain_async": False, "retain_every_n_turns": 3, "retain_document_chars": 10,
         "retain_idle_seconds": 0, "retain_context": "c", "retain_tags": "x,y,x", "retain_source": "s",
