@@ -7,6 +7,7 @@ import concurrent.futures
 import hashlib
 import logging
 import threading
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from hindsight_exec.conversation.turns import Destination, identifier, turn_messages

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
-from waiting import eventually as eventually  # handed on to this room
+from waiting import eventually  # handed on to this room
 
 from .stub import Models
 
