@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read(setup, home):
 
 def test_a_config_yaml_that_is_not_understood(setup, home, hindsight):
     """Where memory.provider cannot be set, the command that does is said, and nothing is written."""
-    (home / "config.yaml").write_text("memory: {provider: ''}\n")
+    (home / "config.yaml").write_text("memory: &m {provider: ''}\nother: *m\n")
     shown = setup("local_external", hindsight.url, "", "")
     assert "hermes config set memory.provider hindsight_exec" in shown
     assert not (home / "hindsight").exists()
