@@ -29,10 +29,15 @@ from urllib.parse import urlsplit
 from hindsight_exec.errors import ConfigError, Starting, Unavailable
 from hindsight_exec.hermes import host
 from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
+from hindsight_exec.settings.llm import PROVIDERS, as_hindsight
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
 
+FIRST_START = (
+    "Hindsight's daemon is being started for the first time on this machine, and downloads what it"
+    " needs: this takes minutes. Turns are saved on disk until it is up; recall is empty."
+)
 __all__ = ["Daemon", "address", "daemon_of", "know", "log_of", "missing"]
 
 logger = logging.getLogger("hindsight_exec")
@@ -71,6 +76,9 @@ def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> 
             "mode local_embedded needs hindsight-embed (and Python 3.11 or later):"
             f" {sys.executable} -m pip install 'hindsight-exec[embedded]'"
         )
+    if settings.llm_provider == "openai_compatible" and not settings.llm_base_url:
+        # Without one, the conversations would go to OpenAI.
+        return "llm_provider openai_compatible needs the endpoint of that server: set llm_base_url"
     if (
         sys.platform != "win32"
         and os.geteuid() == 0
@@ -88,7 +96,24 @@ def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> 
 def program() -> str:
     """What the daemon is started with; "" if there is nothing."""
     own = shutil.which("hindsight-api", path=sysconfig.get_path("scripts"))
-    return own or shutil.which("uvx") or ""
+    return own or shutil.which("uvx") or host.tool("uvx")
+
+
+def first_start(settings: Settings) -> bool:
+    """Whether the daemon of these settings has never been up on this machine."""
+    return settings.mode == "local_embedded" and not address(settings)
+
+
+def llm_of(settings: Settings) -> Dict[str, str]:
+    """Provider, model and endpoint of the LLM that the daemon uses, or will use."""
+    stated = {**_profile_of(settings), **_wanted(settings)}
+    provider = stated.get(_PROVIDER) or "openai"
+    return {
+        "LLM provider": settings.llm_provider or provider,
+        "LLM model": stated.get(_MODEL)
+        or f"{PROVIDERS.get(provider) or 'its usual one'} (default)",
+        "LLM base URL": stated.get(_ENDPOINT) or "the provider's own",
+    }
 
 
 def address(settings: Settings) -> str:
@@ -196,7 +221,13 @@ class Daemon:
 
 
 def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    wanted = _wanted(settings)
     environ = {k: v for k, v in environ.items() if k not in _NOT_FOR_THE_DAEMON}
+    # hindsight-embed hands on what begins with HINDSIGHT_ of the profile's file, and no more.
+    environ.update(wanted)
+    folder = Path(program()).parent
+    if folder.is_absolute():  # hindsight-embed looks for uvx on the PATH only
+        environ["PATH"] = os.pathsep.join([environ.get("PATH", os.defpath), str(folder)])
     if settings.port_health_grace_timeout is not None:
         # Read when the package is imported.
         grace = str(settings.port_health_grace_timeout)
@@ -221,7 +252,7 @@ def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[b
         os.close(output)
     assert starter.stdin is not None  # noqa: S101 - for the type
     with contextlib.suppress(OSError), starter.stdin:
-        starter.stdin.write(json.dumps([settings.profile, _wanted(settings)]).encode())
+        starter.stdin.write(json.dumps([settings.profile, wanted]).encode())
     # Whether or not anybody asks again: so it leaves no zombie, and is not collected while it
     # runs. Some Pythons can start no thread at exit; then all ends soon.
     waiter = threading.Thread(target=starter.wait, name="hindsight-starter", daemon=True)
@@ -247,13 +278,11 @@ def _profile_of(settings: Settings) -> Dict[str, str]:
 
 def _wanted(settings: Settings) -> Dict[str, str]:
     """What the settings state of the profile's environment."""
-    url = settings.llm_base_url
-    provider = settings.llm_provider
-    if provider == "openrouter":
-        url = url or "https://openrouter.ai/api/v1"
-    if provider in ("openrouter", "openai_compatible"):
-        provider = "openai"
+    provider, url = as_hindsight(settings.llm_provider, settings.llm_base_url)
     stated = {
+        **{name: value for name, value in settings.embedded_environment if name != _PORT},
+        "HF_ENDPOINT": settings.hf_endpoint,
+        "HF_HUB_OFFLINE": "1" if settings.hf_offline else "",
         _PROVIDER: provider,
         _MODEL: settings.llm_model,
         _ENDPOINT: url,
@@ -271,12 +300,12 @@ def _agrees(settings: Settings) -> bool:
 
 def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optional[str]]:
     """What of the file must change (None: go). What the settings do not state stays."""
-    gone = set()
+    gone = {"HF_ENDPOINT", "HF_HUB_OFFLINE"}
     if _PROVIDER in wanted:
         # Without an endpoint it is the provider's own; one provider's model and key are no other's.
-        gone = {_ENDPOINT}
+        gone.add(_ENDPOINT)
         if wanted[_PROVIDER] != there.get(_PROVIDER, "openai"):
-            gone = {_ENDPOINT, _MODEL, _KEY}
+            gone |= {_MODEL, _KEY}
     changes: Dict[str, Optional[str]] = dict.fromkeys(gone & there.keys() - wanted.keys())
     changes.update({name: value for name, value in wanted.items() if there.get(name) != value})
     return changes

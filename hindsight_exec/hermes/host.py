@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from getpass import getpass
@@ -74,6 +75,16 @@ def hermes_home() -> Path:
     """The folder of the profile that is active in this context."""
     get = _take("hermes_constants", "get_hermes_home")
     return Path(get()) if get else default_hermes_home(os.environ)
+
+
+def tool(name: str) -> str:
+    """A program that Hermes keeps for itself; "" if it has none."""
+    launcher = _take("pm", "uv_launcher")  # from 0.22 on
+    with contextlib.suppress(Exception):
+        found = launcher(name) if launcher else None
+        if found:
+            return str(found)
+    return shutil.which(name, path=str(hermes_home() / "bin")) or ""
 
 
 def working_folder(told: Mapping[str, Any]) -> str:

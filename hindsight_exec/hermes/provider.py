@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 
 from hindsight_exec.errors import HindsightExecError
-from hindsight_exec.hermes import host, prompt, setup, tools
+from hindsight_exec.hermes import embedded, host, prompt, setup, tools
 
 from .compat import DeliveryQueue
 from .connection import Connection
@@ -142,6 +142,9 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if setup.missing_package():
             logger.warning("%s", setup.missing_package())
             self._show(kwargs.get("warning_callback"), setup.missing_package())
+        if embedded.first_start(settings):
+            logger.info("%s", embedded.FIRST_START)
+            self._show(kwargs.get("warning_callback"), embedded.FIRST_START)
         with self._lock:
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:

@@ -128,6 +128,7 @@ def status(settings: Settings, home: Path) -> Dict[str, Any]:
     }
     if settings.mode == "local_embedded":
         shown["api_url"] = embedded.address(settings) or "not started yet"
+        shown.update(embedded.llm_of(settings))
         shown["log"] = str(embedded.log_of(settings))
     problem = missing(settings) or missing_package()
     if problem:

@@ -14,6 +14,7 @@ from hindsight_exec.hermes import embedded, host, setup
 from hindsight_exec.settings.config import Settings, configurable
 from hindsight_exec.settings.dotenv import HERMES, with_variables
 from hindsight_exec.settings.files import read_bytes, write_file
+from hindsight_exec.settings.llm import PROVIDERS
 from hindsight_exec.settings.values import PARSERS, WrongValue
 
 from .install import NAME
@@ -32,7 +33,6 @@ _ASKED = {
 }
 _HINTS = {
     "api_key": f"from {setup.KEY_PAGE}, or of your own server",
-    "llm_provider": "openai, anthropic, gemini, groq, openrouter, ollama, lmstudio, openai_compatible",
     "llm_base_url": "only where it is not the provider's own",
     "llm_api_key": "none for a local one",
 }
@@ -73,18 +73,22 @@ def _ask(settings: Settings) -> Dict[str, Any]:
         url = answers.get("api_url", settings.api_url)
         if name == "api_key" and settings.api_key and url != settings.api_url:
             print(f"  The key that is set was for {settings.api_url or 'an unusable URL'}.")
-        answer = _answer(name, answers.get(name, getattr(settings, name)))
+        hint = _HINTS.get(name, "")
+        if name == "llm_model":
+            provider = answers.get("llm_provider", settings.llm_provider) or "openai"
+            hint = f"default: {PROVIDERS.get(provider) or 'none'}"
+        answer = _answer(name, answers.get(name, getattr(settings, name)), hint)
         if answer is not None:
             answers[name] = answer
     return answers
 
 
-def _answer(name: str, current: Any) -> Optional[str]:
+def _answer(name: str, current: Any, hint: str = "") -> Optional[str]:
     """A valid answer; "" for one that is to be emptied, None to keep the current value."""
     item = _ITEMS[name]
     about = item.metadata
     secret = about["kind"] == "secret"
-    hint = ", ".join(about["choices"]) or _HINTS.get(name, "")
+    hint = ", ".join(about["choices"]) or hint
     words = about["doc"].rstrip(".") + (f" ({hint})" if hint else "")
     shown = ("set" if current else "none") if secret else current or "none"
     while True:

@@ -21,6 +21,7 @@ from hindsight_exec.errors import ConfigError
 
 from . import clock, keyring, reading
 from .banks import expand
+from .llm import PROVIDERS
 from .values import PARSERS, WrongValue, brief
 
 __all__ = ["Settings", "configurable"]
@@ -157,7 +158,8 @@ class Settings:
         " (normal), or is only in memory, and never on disk (memory).",
         choices=("full", "normal", "memory"), group="Delivery")
 
-    llm_provider: str = _key("", "text", "LLM provider of the embedded server; its profile's, else openai, without it.", strict=True, group="Embedded")
+    llm_provider: str = _key("", "text", "LLM provider of the embedded server, such as " + ", ".join(PROVIDERS) +
+        "; its profile's, else openai, without it.", strict=True, group="Embedded")
     llm_model: str = _key("", "text", "LLM of the embedded server; its profile's, else the provider's usual one, without it.", group="Embedded")
     llm_base_url: str = _key("", "text", "Endpoint of the LLM.", strict=True, env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
     llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
@@ -167,6 +169,10 @@ class Settings:
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
     port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
         group="Embedded")
+    hf_endpoint: str = _key("", "text", "Mirror of Hugging Face for the embedded server's models.", group="Embedded")
+    hf_offline: bool = _key(False, "bool", "The embedded server uses only models that are on this machine already.", group="Embedded")
+    embedded_environment: Tuple[Tuple[str, str], ...] = _key((), "variables", "More environment variables of the embedded"
+        ' server, as an object, such as {"HINDSIGHT_API_EMBEDDINGS_PROVIDER": "openai"}.', strict=True, group="Embedded")
     profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", strict=True, group="Embedded")
     # fmt: on
 

@@ -57,16 +57,27 @@ def _template(value: Any, item: Field[Any]) -> str:
     return template
 
 
-def _banks(value: Any, item: Field[Any]) -> Tuple[Tuple[str, str], ...]:
+def _table(value: Any) -> Dict[str, Any]:
     table = _literal(value) if isinstance(value, str) and value.strip() else value or {}
     if isinstance(table, tuple):
         table = dict(table)
     if not isinstance(table, dict):
-        raise WrongValue("an object of banks by user")
+        raise WrongValue("an object")
+    return {str(name): one for name, one in table.items()}
+
+
+def _banks(value: Any, item: Field[Any]) -> Tuple[Tuple[str, str], ...]:
     try:
-        return tuple((str(user), _bank(bank, item)) for user, bank in table.items())
+        return tuple((user, _bank(bank, item)) for user, bank in _table(value).items())
     except WrongValue as wrong:
         raise WrongValue(f"an object of banks by user, each {wrong}") from None
+
+
+def _variables(value: Any, item: Field[Any]) -> Tuple[Tuple[str, str], ...]:
+    table = tuple((name, _text(one, item)) for name, one in _table(value).items())
+    if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name, _ in table):
+        raise WrongValue("an object of variables by name")
+    return table
 
 
 def _profile(value: Any, item: Field[Any]) -> str:
@@ -193,6 +204,7 @@ PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
     "bank": _bank,
     "template": _template,
     "banks": _banks,
+    "variables": _variables,
     "profile": _profile,
     "secret": _secret,
     "choice": _choice,

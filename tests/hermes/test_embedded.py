@@ -65,6 +65,7 @@ class Manager:
             return False
 
     def ensure_running(self, config, profile):
+        (HERE / "environ").write_text(json.dumps(dict(os.environ)))
         with (HERE / "asked").open("a") as asked:
             asked.write(profile + "\\n")
         print("starting")
@@ -572,3 +573,73 @@ def test_variables(tmp_path):
     """A file that is not there is made, and taking out what is not there is no error."""
     set_variables(tmp_path / "a" / ".env", {"X": "1", "Y": None})
     assert (tmp_path / "a" / ".env").read_text() == "X=1\n"
+
+
+def test_the_first_start_is_announced(home, daemon):
+    """Where the daemon was never up, the user is told once that it takes minutes; later not."""
+    told = []
+    configure(home, mode="local_embedded", bank_id="b")
+    for _ in range(2):
+        provider = HindsightMemoryProvider()
+        daemon.let()
+        provider.initialize(
+            "s", hermes_home=str(home), agent_context="primary", warning_callback=told.append
+        )
+        until(lambda: embedded.address(Settings.load(home)))
+        until(daemon.answers)
+        provider.shutdown()
+    (text,) = told
+    assert "first time" in text
+    assert "minutes" in text
+
+
+def test_more_of_the_daemons_environment(chat, daemon, home):
+    """A mirror, the offline mode and other variables reach the daemon; a change starts it anew."""
+    daemon.let()
+    chat(
+        hf_endpoint="http://mirror",
+        hf_offline=True,
+        embedded_environment={"HINDSIGHT_X": "1", "Y": "2"},
+    )
+    until(lambda: daemon.asked() == 1)
+    until(lambda: embedded._agrees(Settings.load(home)))
+    there = embedded._profile_of(Settings.load(home))
+    assert {
+        "HF_ENDPOINT": "http://mirror",
+        "HF_HUB_OFFLINE": "1",
+        "HINDSIGHT_X": "1",
+    }.items() <= there.items()
+    assert json.loads((daemon.folder / "environ").read_text())["Y"] == "2"
+    chat(hf_endpoint="http://mirror").sync_turn("one", "ok")
+    until(lambda: daemon.asked() == 2)
+    until(lambda: embedded._agrees(Settings.load(home)))
+    assert "HF_HUB_OFFLINE" not in embedded._profile_of(Settings.load(home))
+
+
+def test_the_status_names_the_llm(chat, daemon):
+    """The status tells provider, model and endpoint of the LLM; the defaults as such."""
+    daemon.let()
+    shown = chat(llm_provider="openrouter").get_status_config()
+    assert shown["LLM provider"] == "openrouter"
+    assert shown["LLM base URL"].startswith("https://openrouter.ai/")
+    shown = chat(llm_provider="groq").get_status_config()
+    assert shown["LLM model"] == "openai/gpt-oss-120b (default)"
+    assert shown["LLM base URL"] == "the provider's own"
+
+
+def test_a_compatible_server_needs_its_address(home, daemon):
+    """Without an endpoint, what is meant for an own LLM would go to OpenAI: memory stays off."""
+    configure(home, mode="local_embedded", llm_provider="openai_compatible")
+    assert "llm_base_url" in embedded.missing(Settings.load(home))
+
+
+def test_a_program_that_hermes_keeps(home, daemon, monkeypatch):
+    """The daemon is started by the uvx that Hermes keeps, where there is no other."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(embedded.sysconfig, "get_path", lambda name: str(home))
+    assert embedded.program() == ""
+    uvx = home / "bin" / "uvx"
+    uvx.parent.mkdir()
+    uvx.write_text("#!/bin/sh\n")
+    uvx.chmod(0o755)
+    assert embedded.program() == str(uvx)

@@ -93,7 +93,8 @@ def test_every_key_of_the_file_is_read(home):
         "retain_max_chars": 8, "retain_roles": "user", "retain_user_prefix": "U", "retain_assistant_prefix": "A",
         "observation_scopes": [["a"], ["b", "c"]], "retain_indicator": False, "drain_timeout": 2,
         "durability": "normal", "llm_provider": "groq", "llm_model": "mm", "llm_base_url": "http://l",
-        "llm_api_key": "lk",
+        "llm_api_key": "lk", "hf_endpoint": "http://hf", "hf_offline": True,
+        "embedded_environment": {"HINDSIGHT_API_LOG_LEVEL": "debug"},
         "idle_timeout": 0, "port_health_grace_timeout": 60, "profile": "pp",
     }  # fmt: skip
     path = write(home, values)
@@ -103,6 +104,7 @@ def test_every_key_of_the_file_is_read(home):
         "api_url": "http://127.0.0.1:9999",
         "api_key": "k",
         "bank_id_by_user": (("7", "seven"),),
+        "embedded_environment": (("HINDSIGHT_API_LOG_LEVEL", "debug"),),
         "recall_types": ("world", "experience"),
         "recall_tags": ("a", "b"),
         "retain_tags": ("x", "y"),
