@@ -271,7 +271,7 @@ def _time(value: Any) -> datetime | None:
         raise ValueError(value)
     if abs(seconds) > _MILLISECONDS:
         seconds /= 1000
-    return datetime.fromtimestamp(seconds, timezone.utc).astimezone()
+    return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ import concurrent.futures
 import hashlib
 import logging
 import threading
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from hindsight_exec.conversation.turns import Destination, identifier, turn_messages
@@ -212,7 +212,7 @@ class Retention:
         found = search_unprocessed(self.writer, looked_for)
         memories = []
         for one in found[:_UNPROCESSED]:
-            at = datetime.fromtimestamp(one.given_at).astimezone()
+            at = settings.localise(datetime.fromtimestamp(one.given_at, timezone.utc))
             mark = f" (said at {at:%Y-%m-%d %H:%M}, not yet processed)"
             memories.append(Memory(one_line(one.text), mark, one.document_id))
         return memories
