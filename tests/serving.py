@@ -86,19 +86,21 @@ def free_port() -> int:
         return port
 
 
-def get(url: str) -> Any:
+def get(url: str, key: str = "") -> Any:
     """GET, the body as JSON. The standard library's client, so as not to test ours with ours."""
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
-def documents(url: str, bank: str = "b") -> list[dict[str, Any]]:
+def documents(url: str, bank: str = "b", key: str = "") -> list[dict[str, Any]]:
     """All documents of a bank with their texts, sorted by id."""
     base = f"{url}/v1/default/banks/{bank}/documents"
     found: list[str] = []
     while True:
         try:
-            page = get(f"{base}?limit=500&offset={len(found)}")
+            page = get(f"{base}?limit=500&offset={len(found)}", key)
         except urllib.error.HTTPError as error:
             error.close()
             assert error.code == 404, error  # the bank is made by the first retain
@@ -106,13 +108,13 @@ def documents(url: str, bank: str = "b") -> list[dict[str, Any]]:
         found += [item["id"] for item in page["items"]]
         if len(found) >= page["total"]:
             break
-    return [get(f"{base}/{urllib.parse.quote(one, safe='')}") for one in sorted(found)]
+    return [get(f"{base}/{urllib.parse.quote(one, safe='')}", key) for one in sorted(found)]
 
 
-def stored(url: str, bank: str = "b") -> dict[str, list[str]]:
+def stored(url: str, bank: str = "b", key: str = "") -> dict[str, list[str]]:
     """What each session's documents hold, message by message, in the order of the documents."""
     sessions: dict[str, list[str]] = {}
-    for document in documents(url, bank):
+    for document in documents(url, bank, key):
         session = next(
             tag[len("session:") :] for tag in document["tags"] if tag.startswith("session:")
         )

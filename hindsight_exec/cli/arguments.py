@@ -94,6 +94,12 @@ def add_command(
         description=description or f"{help_.capitalize()}.",
         epilog="\n  ".join(["examples:", *lines]) + "\n",
     )
+    set_target(parser, target)
+    return parser
+
+
+def set_target(parser: Parser, target: str) -> None:
+    """Have the parser's command call ``target``, ``<module>:<function>``, imported by then."""
     module, _, function = target.partition(":")
 
     def run(args: argparse.Namespace) -> int:
@@ -102,7 +108,6 @@ def add_command(
         return status
 
     parser.set_defaults(run=run)
-    return parser
 
 
 def shared(*options: tuple[str, dict[str, Any]]) -> Parser:

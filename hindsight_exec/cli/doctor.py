@@ -17,6 +17,7 @@ from hindsight_exec.outbox.store import Outbox
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.credentials import resolve_credential
 
+from . import service
 from .console import OK, UNDONE, coloured, counted, say, say_json
 from .files import look
 from .flush import left_destinations, missing_keys
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         places = []
         checks.append(Check("state directory", "failed", str(error), "name another"))
-    checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args)]
+    checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args), *_service()]
     if args.json:
         say_json([asdict(check) for check in checks])
     else:
@@ -82,7 +83,9 @@ def _directory(place: Path) -> Iterator[Check]:
     dead = sum(file.summary.dead for file in files)
     if waiting:
         found = f"ended processes left {counted(waiting, 'turn')}"
-        yield Check("waiting", "warning", found, advice("flush"))
+        yield Check(
+            "waiting", "warning", found, f"{advice('flush')}, or {advice('service install')}"
+        )
     if dead:
         found = f"the server refused {counted(dead, 'turn')}"
         remedy = f"run '{advice('dead list')}', then retry or discard them"
@@ -146,6 +149,15 @@ def _waiting_for(place: Path, asked: set[tuple[str, str | None, str]]) -> Iterat
         settings = Settings(api_url=where.url, api_key=key or None, bank_id=where.bank)
         if _new(asked, settings):
             yield from server_checks(settings)
+
+
+def _service() -> Iterator[Check]:
+    """Whether the scheduled runs happen, where they are installed."""
+    found = service.look()
+    if found["installed"]:
+        state = "failed" if found["problem"] else "ok"
+        remedy = f"see '{advice('service status')}'" if found["problem"] else ""
+        yield Check("service", state, found["problem"] or service.describe(found), remedy)
 
 
 def _new(asked: set[tuple[str, str | None, str]], settings: Settings) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, folder, number, seconds, shared, text
+from .arguments import Parser, add_command, date, folder, number, seconds, set_target, shared, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,7 @@ def make_parser(argv: Sequence[str]) -> Parser:
     _add_import(commands, [state, json, patience])
     _add_status(commands, [state, json])
     _add_dead_letters(commands, [state, json])
+    _add_service(commands, state, json)
     add_command(
         commands,
         "doctor",
@@ -271,6 +272,55 @@ def _add_status(commands: Commands, parents: list[Parser]) -> None:
         " a running process holds, that process delivers.",
         examples=["flush", "flush --timeout 600"],
     )
+
+
+def _add_service(commands: Commands, state: Parser, json: Parser) -> None:
+    service = commands.add_parser(
+        "service", help="deliver every few minutes what ended processes left"
+    ).add_subparsers()
+    install = add_command(
+        service,
+        "install",
+        "service:install",
+        "run 'flush' every few minutes",
+        [state],
+        "Uses a systemd user timer, launchd or cron. Copies the configuration of this shell, with"
+        " the API key, to a file that only you can read: a scheduler does not have it.",
+        examples=["service install", "service install --every 1h --dry-run"],
+    )
+    install.add_argument(
+        "--every",
+        type=seconds,
+        default=300.0,
+        metavar="SPAN",
+        help="90s, 15min, 1h, 2d (default 5min)",
+    )
+    install.add_argument("--dry-run", action="store_true", help="show what would be registered")
+    uninstall = add_command(
+        service,
+        "uninstall",
+        "service:uninstall",
+        "undo 'service install'; turns stay on disk",
+        [],
+        examples=["service uninstall"],
+    )
+    for command in (install, uninstall):
+        command.add_argument(
+            "--scheduler",
+            choices=("systemd", "launchd", "cron"),
+            help="scheduler to use (default: the first that is there)",
+        )
+    add_command(
+        service,
+        "status",
+        "service:status",
+        "tell whether it is installed, and how the last run ended",
+        [json],
+        examples=["service status"],
+    )
+    run = service.add_parser("run")  # for the scheduler
+    run.add_argument("file", type=folder)
+    set_target(run, "service:run")
 
 
 def _add_dead_letters(commands: Commands, parents: list[Parser]) -> None:

@@ -1,0 +1,222 @@
+"""What runs a command every few minutes: systemd's user timers, launchd, or cron."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from hindsight_exec.errors import ConfigError, HindsightExecError
+
+_NAME = "hindsight-exec-flush"
+# Ends our line in a table of cron's.
+_MARK = "# hindsight-exec service"
+
+
+class Scheduler:
+    """One of the system's schedulers, for the user who calls."""
+
+    name = ""
+
+    @staticmethod
+    def is_there() -> bool:
+        """Whether it runs on this machine, for this user."""
+        raise NotImplementedError
+
+    def show(self, command: Sequence[str], every: float) -> str:
+        """What :meth:`install` writes, as text."""
+        raise NotImplementedError
+
+    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+        """Register the command; what the user has to know."""
+        raise NotImplementedError
+
+    def uninstall(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def is_installed(self) -> bool:
+        raise NotImplementedError
+
+
+class Systemd(Scheduler):
+    """A timer of the user's own service manager. With lingering it runs without a login, too."""
+
+    name = "systemd"
+
+    @staticmethod
+    def is_there() -> bool:
+        return _ends_well("systemctl", "--user", "show-environment")
+
+    @staticmethod
+    def _folder() -> Path:
+        base = Path(os.environ.get("XDG_CONFIG_HOME", "").strip())
+        base = base if base.is_absolute() else Path("~/.config").expanduser()
+        return base / "systemd" / "user"
+
+    def _units(self, command: Sequence[str], every: float) -> dict[str, str]:
+        # Its own quoting: a percent sign begins a specifier, a dollar sign a variable.
+        words = (re.sub(r'(["\\])', r"\\\1", word) for word in command)
+        start = " ".join(f'"{word.replace("%", "%%").replace("$", "$$")}"' for word in words)
+        about = "Deliver the turns that ended processes left to Hindsight"
+        return {
+            f"{_NAME}.service": f"[Unit]\nDescription={about}\n\n"
+            f"[Service]\nType=oneshot\nNice=10\nExecStart={start}\n",
+            f"{_NAME}.timer": f"[Unit]\nDescription={about}, every {every:.0f} seconds\n\n"
+            f"[Timer]\nOnStartupSec=1min\nOnUnitInactiveSec={every:.0f}s\n\n"
+            "[Install]\nWantedBy=timers.target\n",
+        }
+
+    def show(self, command: Sequence[str], every: float) -> str:
+        units = self._units(command, every).items()
+        return "\n".join(f"# {self._folder() / name}\n{text}" for name, text in units)
+
+    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+        self._folder().mkdir(parents=True, exist_ok=True)
+        for name, text in self._units(command, every).items():
+            (self._folder() / name).write_text(text, encoding="utf-8")
+        _run("systemctl", "--user", "daemon-reload")
+        _run("systemctl", "--user", "enable", "--now", f"{_NAME}.timer")
+        if not _ends_well("loginctl", "enable-linger"):
+            yield (
+                "the timer stops when you log out; to keep it running, ask an administrator for"
+                f" 'loginctl enable-linger {os.environ.get('USER', '')}'".rstrip()
+            )
+
+    def uninstall(self) -> Iterator[str]:
+        _ends_well("systemctl", "--user", "disable", "--now", f"{_NAME}.timer")
+        for name in self._units([], 0):
+            (self._folder() / name).unlink(missing_ok=True)
+        _ends_well("systemctl", "--user", "daemon-reload")
+        yield from ()
+
+    def is_installed(self) -> bool:
+        return _ends_well("systemctl", "--user", "is-active", "--quiet", f"{_NAME}.timer")
+
+
+class Launchd(Scheduler):
+    """A launch agent of macOS."""
+
+    name = "launchd"
+
+    @staticmethod
+    def is_there() -> bool:
+        return sys.platform == "darwin"
+
+    @staticmethod
+    def _file() -> Path:
+        return Path("~/Library/LaunchAgents").expanduser() / f"{_NAME}.plist"
+
+    @staticmethod
+    def _domain() -> str:
+        return f"gui/{os.getuid()}"
+
+    def show(self, command: Sequence[str], every: float) -> str:
+        agent = {
+            "Label": _NAME,
+            "ProgramArguments": list(command),
+            "StartInterval": int(every),
+            "RunAtLoad": True,
+            "ProcessType": "Background",
+        }
+        return plistlib.dumps(agent).decode()
+
+    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+        self._file().parent.mkdir(parents=True, exist_ok=True)
+        self._file().write_text(self.show(command, every), encoding="utf-8")
+        _ends_well("launchctl", "bootout", f"{self._domain()}/{_NAME}")
+        _run("launchctl", "bootstrap", self._domain(), str(self._file()))
+        yield from ()
+
+    def uninstall(self) -> Iterator[str]:
+        _ends_well("launchctl", "bootout", f"{self._domain()}/{_NAME}")
+        self._file().unlink(missing_ok=True)
+        yield from ()
+
+    def is_installed(self) -> bool:
+        return _ends_well("launchctl", "print", f"{self._domain()}/{_NAME}")
+
+
+class Cron(Scheduler):
+    """A line in the user's table of cron's."""
+
+    name = "cron"
+
+    @staticmethod
+    def is_there() -> bool:
+        return shutil.which("crontab") is not None
+
+    def show(self, command: Sequence[str], every: float) -> str:
+        minutes = max(1, round(every / 60))
+        when = f"*/{minutes} * * * *" if minutes < 60 else f"0 */{min(23, minutes // 60)} * * *"
+        # A percent sign ends a command of cron's. Its output would be mailed: each run notes it.
+        line = " ".join(map(shlex.quote, command)).replace("%", r"\%")
+        return f"{when} {line} >/dev/null 2>&1 {_MARK}"
+
+    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+        self._write([*self._others(), self.show(command, every)])
+        yield "cron must run on this machine; 'service status' tells whether it does"
+
+    def uninstall(self) -> Iterator[str]:
+        if self.is_installed():
+            self._write(self._others())
+        yield from ()
+
+    def is_installed(self) -> bool:
+        return any(line.endswith(_MARK) for line in self._lines())
+
+    def _lines(self) -> list[str]:
+        """The table as it is. Without one, `crontab -l` fails."""
+        done = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=False)  # noqa: S607
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    def _others(self) -> list[str]:
+        return [line for line in self._lines() if not line.endswith(_MARK)]
+
+    def _write(self, lines: list[str]) -> None:
+        _run("crontab", "-", given="".join(f"{line}\n" for line in lines))
+
+
+_ALL = (Systemd, Launchd, Cron)
+
+#: The names that `--scheduler` takes.
+NAMES = tuple(kind.name for kind in _ALL)
+
+
+def choose(name: str | None) -> Scheduler:
+    """The scheduler of that name, else the first that is there.
+
+    Raises:
+        ConfigError: None is there.
+    """
+    for kind in _ALL:
+        if kind.name == name or (name is None and kind.is_there()):
+            return kind()
+    raise ConfigError("neither systemd, launchd nor cron is available; run 'flush' by other means")
+
+
+def _ends_well(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    except OSError:
+        return False
+
+
+def _run(*command: str, given: str = "") -> None:
+    """Run one of the system's programs.
+
+    Raises:
+        HindsightExecError: It is not there, or fails; with its words.
+    """
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError as error:
+        raise HindsightExecError(f"cannot run {command[0]}: {error.strerror}") from error
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip()
+        raise HindsightExecError(f"{shlex.join(command)} failed: {words}")
