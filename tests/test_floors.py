@@ -31,12 +31,8 @@ LONGEST_ELSEWHERE = 400
 UPWARD = {("hermes.cli", "cli.main")}
 CIRCLES = [
     (
-        "executor.closing",
-        "executor.exit_hook",
-        "executor.phases",
-        "executor.pool",
-        "executor.work",
-        "executor.worker",
+        *("executor.closing", "executor.exit_hook", "executor.phases"),
+        *("executor.pool", "executor.work", "executor.worker"),
     ),
     ("hermes.retention", "hermes.tools"),
 ]
