@@ -74,7 +74,10 @@ def test_many_chats_share_what_there_is(run, home, hindsight):
 
 
 def test_nothing_leaks(home, hindsight):
-    """Providers that were shut down leave no memory and no descriptor behind."""
+    """Providers that were shut down leave no memory and no descriptor behind.
+
+    A leak shows in every round. What is allocated once, whenever it is needed first, does not.
+    """
     configure(home, api_url=hindsight.url)
 
     def lives(count):
@@ -89,12 +92,17 @@ def test_nothing_leaks(home, hindsight):
     tracemalloc.start()
     try:
         lives(10)
-        memory, descriptors = lives(5)
-        more_memory, more_descriptors = lives(25)
+        before, growths = lives(5), []
+        for _ in range(4):
+            after = lives(25)
+            growths.append((after[0] - before[0], after[1] - before[1]))
+            if growths[-1][0] < 25 * 4096 and growths[-1][1] <= 4:
+                break
+            before = after
+        else:
+            raise AssertionError(f"memory and descriptors grow: {growths}")
     finally:
         tracemalloc.stop()
-    assert more_memory - memory < 25 * 4096
-    assert more_descriptors <= descriptors + 4
 
 
 def test_providers_dropped_without_shutdown(home, hindsight):
