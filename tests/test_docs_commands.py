@@ -50,7 +50,7 @@ class Run:
     stored: str = ""
 
 
-IMPORT = ("past", "1 session to import, with 1 turn: about 1 extraction")
+IMPORT = ("past", "1 session to import, with 1 turn: about 1 call")
 HERE = {
     "hindsight-exec hermes install": Run(
         answer="y", shows=("set memory.provider", "hindsight -> hindsight_exec")
@@ -85,9 +85,11 @@ HERE = {
         shows=("1 of 1 turn stored in bank 'notes'", "as session 'talk'")
     ),
     "hindsight-exec flush": Run(shows=("no turns are waiting",), stored="s"),
-    "hindsight-exec flush --timeout 60 >/dev/null 2>&1": Run(stored="s"),
-    "%h/.local/bin/hindsight-exec flush --timeout 60": Run(
-        shows=("no turns are waiting",), stored="s"
+    "hindsight-exec status --check --max-age 1h": Run(
+        "hindsight-exec status --check --max-age 1h; test $? = 1", shows=("1 dead letter in ",)
+    ),
+    "hindsight-exec status --prometheus": Run(
+        shows=("# TYPE hindsight_exec_waiting_turns gauge", '/outbox"} 1'),
     ),
     'eval "$(hindsight-exec completion bash)"': Run(
         'eval "$(hindsight-exec completion bash)" && complete -p hindsight-exec',
@@ -112,6 +114,13 @@ ELSEWHERE = {
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),
+    },
+    "would register with the scheduler of this machine": {
+        f"hindsight-exec service {command}": (
+            "tests/cli/test_service.py",
+            f'"service", "{command}"',
+        )
+        for command in ("install", "status", "uninstall")
     },
     "needs Hermes, which has an environment of its own": {
         "hermes plugins install URL --no-enable": (HOST, "test_the_repository_is_a_plugin"),

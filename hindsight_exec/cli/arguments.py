@@ -87,19 +87,14 @@ def add_command(
 ) -> Parser:
     """A command that calls ``target``, ``<module>:<function>``, imported when it is called."""
     lines = [*(f"hindsight-exec {example}" for example in examples), *filter(None, [more])]
+    listed: dict[str, Any] = {"help": help_} if help_ else {}  # else the list does not show it
     parser = commands.add_parser(
         name,
-        help=help_,
+        **listed,
         parents=parents,
         description=description or f"{help_.capitalize()}.",
         epilog="\n  ".join(["examples:", *lines]) + "\n",
     )
-    set_target(parser, target)
-    return parser
-
-
-def set_target(parser: Parser, target: str) -> None:
-    """Have the parser's command call ``target``, ``<module>:<function>``, imported by then."""
     module, _, function = target.partition(":")
 
     def run(args: argparse.Namespace) -> int:
@@ -108,6 +103,7 @@ def set_target(parser: Parser, target: str) -> None:
         return status
 
     parser.set_defaults(run=run)
+    return parser
 
 
 def shared(*options: tuple[str, dict[str, Any]]) -> Parser:

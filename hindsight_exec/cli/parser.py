@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, folder, number, seconds, set_target, shared, text
+from .arguments import Parser, add_command, date, folder, number, seconds, shared, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -318,9 +318,16 @@ def _add_service(commands: Commands, state: Parser, json: Parser) -> None:
         [json],
         examples=["service status"],
     )
-    run = service.add_parser("run")  # for the scheduler
-    run.add_argument("file", type=folder)
-    set_target(run, "service:run")
+    run = add_command(
+        service,
+        "run",
+        "service:run",
+        "",
+        [],
+        "What the scheduler starts.",
+        examples=["service run ~/.config/hindsight-exec/service.json"],
+    )
+    run.add_argument("file", type=folder, metavar="FILE", help="configuration of the service")
 
 
 def _add_dead_letters(commands: Commands, parents: list[Parser]) -> None:
