@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
+from serving import Serving, documents
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,11 +27,24 @@ def _snippets() -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    """Where the snippets send to."""
+    serving = Serving()
+    yield serving
+    serving.close()
+
+
 @pytest.mark.parametrize("code", _snippets())
-def test_snippet(code: str, run: Any) -> None:
-    """A snippet runs to its end, and says nothing on stderr."""
-    ended = run(code)
+def test_snippet(code: str, run: Any, server: Serving, tmp_path: Path) -> None:
+    """A snippet runs to its end, and says nothing on stderr. What it puts is stored."""
+    code = code.replace("http://localhost:8888", server.url)
+    ended = run(code, HINDSIGHT_EXEC_STATE=str(tmp_path / "state"))
     assert (ended.status, ended.err) == (0, "")
+    if "writer.put(" in code:
+        bank = re.search('bank_id="(.*?)"', code)
+        assert bank is not None
+        assert documents(server.url, bank[1])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
