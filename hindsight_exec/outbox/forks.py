@@ -124,7 +124,8 @@ def _renew() -> None:
     parent = _process
     parent.close_inherited()
     _inherited.append(list(parent.databases))
-    # Without hooks nobody can tell.
+    # Without a hook before the fork nobody can tell: uWSGI runs none, or with
+    # py-call-osafterfork those of the child only.
     _process = Process(unsafe=not getattr(_forking, "complete", True))
 
 

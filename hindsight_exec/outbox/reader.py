@@ -80,7 +80,8 @@ class OutboxReader:
 
     def _open(self, synchronous: str, *, readonly: bool, exclusive: bool) -> None:
         path = self.path
-        mode = "ro" if readonly else "rwc"
+        # An exclusive lock, which is what replaces shared memory, needs a file open for writing.
+        mode = "rwc" if not readonly else "rw" if exclusive else "ro"
         self._db = CommittingDatabase(path, synchronous=synchronous, mode=mode, exclusive=exclusive)
         try:
             with self._db.use():

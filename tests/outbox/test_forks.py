@@ -216,11 +216,17 @@ def test_a_fork_beside_a_lock_file(path: Path, start: Any, ending: str, closing_
             os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_child_starts_afresh_without_hooks(path: Path, start: Any) -> None:
-    """Where no at-fork hook runs, the pid tells: the child leaves the connection and the locks."""
+@pytest.mark.parametrize("hooks", ["none", "of the child"])
+def test_a_child_starts_afresh_without_hooks(path: Path, start: Any, hooks: str) -> None:
+    """Where no hook runs before a fork, the pid tells: the child leaves connection and locks."""
     parent = start(
-        program("""
+        program(
+            """
         import signal
+        from hindsight_exec.executor import process
+        HOOKS = """
+            + repr(hooks)
+            + """
         claim = spool.create(folder)
         own = Outbox(claim.path)
         own.put(source(), turn(1))
@@ -243,6 +249,8 @@ def test_a_child_starts_afresh_without_hooks(path: Path, start: Any) -> None:
 
         if not ctypes_fork():
             try:
+                if HOOKS == "of the child":  # uWSGI's py-call-osafterfork
+                    process.renew_if_forked()
                 child()
             finally:
                 os._exit(1)
@@ -250,7 +258,8 @@ def test_a_child_starts_afresh_without_hooks(path: Path, start: Any) -> None:
         own.put(source(), turn(4))
         say("forked")
         signal.pause()
-        """),
+        """
+        ),
         str(path),
     )
     parent.wait_for("forked")

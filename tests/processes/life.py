@@ -26,8 +26,8 @@ APPS = Path(__file__).parent / "apps"
 LIMIT = 30.0
 #: What makes a line of a host that logs to standard error count as noise.
 TROUBLE = re.compile(r"hindsight_exec|Traceback|Exception|Error|CRITICAL|[Ff]atal|Segmentation")
-#: The line that says what waits is no noise.
-WAITING = re.compile(r"turns? .*(wait|saved) on disk")
+#: The line that says what waits is no noise, nor is what hosts say of how they are run.
+NO_NOISE = re.compile(r"turns? .*saved on disk|MonkeyPatchWarning|SecurityWarning")
 
 
 class Tally(NamedTuple):
@@ -263,6 +263,6 @@ class Life:
     # --- its words --------------------------------------------------------
 
     def _is_noise(self, line: str) -> bool:
-        if WAITING.search(line) or not line.strip():
+        if NO_NOISE.search(line) or not line.strip():
             return False
         return not self.model.logs or bool(TROUBLE.search(line))

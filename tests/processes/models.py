@@ -92,10 +92,10 @@ HOSTS = [
     gunicorn("--worker-class sync"),
     gunicorn("--worker-class gthread --threads 4"),
     gunicorn("--worker-class gevent"),
-    gunicorn("--worker-class gevent --preload", fails="13.7: patched after our import"),
+    gunicorn("--worker-class gevent --preload"),
     gunicorn("--preload"),
     gunicorn("--max-requests 4", recycled=True, turns=60),
-    uwsgi("--enable-threads", ALIVE, fails="13.2: no at-fork hooks"),
+    uwsgi("--enable-threads", ALIVE),
     uwsgi("", NEXT),
     uwsgi("--enable-threads --py-call-osafterfork", ALIVE),
     uwsgi("--enable-threads --lazy-apps", ALIVE),
@@ -135,7 +135,6 @@ PROGRAMS = [
         workers=1,
         end="GET /stop",
         logs=False,
-        fails="13.3: the process lives on after main",
     ),
     program(
         "daemon threads that give at exit",
@@ -160,12 +159,8 @@ PROGRAMS = [
     program(
         "eventlet patches after our import", "patched.py eventlet after", 30, fails="13.7: eventlet"
     ),
-    program(
-        "freezegun before our import", "frozen.py freezegun before", 30, fails="13.7: frozen clock"
-    ),
-    program(
-        "freezegun after our import", "frozen.py freezegun after", 30, fails="13.7: frozen clock"
-    ),
+    program("freezegun before our import", "frozen.py freezegun before", 30),
+    program("freezegun after our import", "frozen.py freezegun after", 30),
     program("time-machine before our import", "frozen.py time_machine before", 30),
     program("time-machine after our import", "frozen.py time_machine after", 30),
     program("sys.stderr is None", "stderr.py none", 30, NEXT, environment=(("DRAIN", "0"),)),
@@ -192,7 +187,6 @@ PROGRAMS = [
         "plain.py end",
         30,
         world="no_shared_map",
-        fails="13.7: no shared memory map",
     ),
     program(
         "no shared memory map, SIGKILL",
@@ -201,7 +195,6 @@ PROGRAMS = [
         NEXT,
         world="no_shared_map",
         status=-9,
-        fails="13.7: no shared memory map",
     ),
 ]
 
