@@ -1,15 +1,28 @@
-"""The repository as a Hermes plugin: what ``hermes plugins install`` clones runs as it stands.
+"""Makes this folder a plugin of Hermes, which loads it and calls `register`.
 
-Hermes calls ``register``, which hands it the provider with ``register_memory_provider``.
+The code is the package `hindsight_exec`: the installed one, else the one in this folder.
 """
 
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-if find_spec("hindsight_exec") is None:  # not installed with pip: it stands beside
-    sys.path.append(str(Path(__file__).parent))
+FOLDER = Path(__file__).resolve().parent
 
-from hindsight_exec.hermes import register
+if __name__ == "hindsight_exec":
+    # Not Hermes, but a program that found a folder of this name in front of the package: it gets
+    # the package.
+    spec = spec_from_file_location(__name__, FOLDER / __name__ / "__init__.py")
+    sys.modules[__name__] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[__name__])
+elif find_spec("hindsight_exec") is None:
+    sys.path.append(str(FOLDER))
 
-__all__ = ["register"]
+
+def register(ctx):
+    """Hand Hermes a memory provider."""
+    from hindsight_exec.hermes import HindsightMemoryProvider
+
+    # Hermes 0.19 also registers memory plugins as general ones, whose ctx takes no provider.
+    if hasattr(ctx, "register_memory_provider"):
+        ctx.register_memory_provider(HindsightMemoryProvider())

@@ -12,15 +12,13 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from .measure import configure
+from .measure import bundled_class, configure
 
 
 def main() -> None:
-    from plugins.memory.hindsight import HindsightMemoryProvider
-
     url, bank, home = sys.argv[1:]
     configure(Path(home), url, bank)
-    provider = HindsightMemoryProvider()
+    provider = bundled_class()()
     provider.initialize("s", hermes_home=home, platform="cli", agent_context="primary")
     real, ahead = time.time, 0.0
     with mock.patch("time.time", side_effect=lambda: real() + ahead):

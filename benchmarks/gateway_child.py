@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
 
-from .measure import arrived, configure
+from .measure import arrived, bundled_class, configure
 
 BANK = "gateway"
 TURNS = 3
@@ -21,11 +22,12 @@ TURNS = 3
 PACE = 0.01
 #: Seconds that the chats may take to come to rest.
 REST = 60.0
+_PROCESS = Path("/proc", str(os.getpid()))
 
 
 def _sockets() -> int:
     count = 0
-    for one in Path("/proc/self/fd").iterdir():
+    for one in (_PROCESS / "fd").iterdir():
         try:
             count += str(one.readlink()).startswith("socket:")
         except OSError:  # closed meanwhile
@@ -36,7 +38,7 @@ def _sockets() -> int:
 def _memory() -> float:
     """MB."""
     gc.collect()
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = (_PROCESS / "status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
 
@@ -49,9 +51,8 @@ def _provider_class(who: str) -> Any:
 
         return HindsightMemoryProvider
     import hindsight_client  # noqa: F401
-    from plugins.memory.hindsight import HindsightMemoryProvider as Bundled
 
-    return Bundled
+    return bundled_class()
 
 
 class _Gateway:

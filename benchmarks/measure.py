@@ -6,6 +6,7 @@ reference within a round: a busy minute then slows both sides of it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ OURS = "hindsight-exec"
 
 #: Hermes' own provider, which lives in an interpreter with `hermes_python`.
 BUNDLED = "bundled provider, 0.19.0"
+BUNDLED_MODULE = "plugins.memory.hindsight"
 
 #: What one run of a contestant measured: a figure for each line of the result.
 Figures = Mapping[str, float]
@@ -187,7 +189,7 @@ def hermes_python() -> Optional[str]:
     """
     python = os.environ.get("HERMES_PYTHON", sys.executable)
     program = (
-        "import plugins.memory.hindsight; from tools.lazy_deps import feature_missing;"
+        f"import {BUNDLED_MODULE}; from tools.lazy_deps import feature_missing;"
         "raise SystemExit(len(feature_missing('memory.hindsight')))"
     )
     asked = subprocess.run(
@@ -208,13 +210,17 @@ def configure(home: Path, url: str, bank: str) -> None:
     os.environ["HERMES_HOME"] = str(home)
 
 
+def bundled_class() -> Any:
+    """The class of Hermes' own provider."""
+    return importlib.import_module(BUNDLED_MODULE).HindsightMemoryProvider
+
+
 def bundled_provider(home: Path, url: str, bank: str, session: str = "s") -> Any:
     """Hermes' own provider in the first turn of a chat: it has imported and connected."""
     import hindsight_client  # noqa: F401 - a prefetch waits no longer than 3 s
-    from plugins.memory.hindsight import HindsightMemoryProvider
 
     configure(home, url, bank)
-    provider = HindsightMemoryProvider()
+    provider = bundled_class()()
     provider.initialize(session, hermes_home=str(home), platform="cli", agent_context="primary")
     provider.queue_prefetch("hello")
     provider.prefetch("hello")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _OURS = "hindsight-exec"
 # What `hermes hindsight_exec` has, too.
-_IN_HERMES = ("status", "flush", "doctor", "import")
+_IN_HERMES = ("status", "flush", "doctor", "import", "outbox", "dead")
 
 _called = _OURS
 _state: Path | None = None

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
         """Hermes' abstract base class; its methods are all ours."""
 
 
-__all__ = ["MemoryProvider", "RecallStatus", "environment", "hermes_home", "settings_of"]
+__all__ = ["MemoryProvider", "RecallStatus", "environment", "hermes_home", "settings_of", "take"]
 
 
-def _take(module: str, name: str) -> Any:
+def take(module: str, name: str) -> Any:
     """``name`` of Hermes' ``module``, or None. Its module names are general: others may own them."""
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -50,10 +50,10 @@ class _RecallStatus:
 
 
 if not TYPE_CHECKING:
-    _base = _take("agent.memory_provider", "MemoryProvider")
+    _base = take("agent.memory_provider", "MemoryProvider")
     MemoryProvider = _base if isinstance(_base, type) else object
 
-_status = _take("agent.memory_provider", "RecallStatus")
+_status = take("agent.memory_provider", "RecallStatus")
 #: A Hermes that has this class shows indicators; 0.19 does not.
 SHOWS_INDICATORS = _status is not None
 RecallStatus: Any = _status or _RecallStatus
@@ -66,14 +66,14 @@ def ask_secret(prompt: str) -> str:
         EOFError: There is no more input.
     """
     if sys.stdin.isatty():
-        typed: str = (_take("hermes_cli.secret_prompt", "masked_secret_prompt") or getpass)(prompt)
+        typed: str = (take("hermes_cli.secret_prompt", "masked_secret_prompt") or getpass)(prompt)
         return typed
     return input(prompt)
 
 
 def hermes_home() -> Path:
     """The folder of the profile that is active in this context."""
-    get = _take("hermes_constants", "get_hermes_home")
+    get = take("hermes_constants", "get_hermes_home")
     return Path(get()) if get else default_hermes_home(os.environ)
 
 
@@ -109,8 +109,8 @@ def environment() -> Mapping[str, str]:
     the gateway was started for: they are no other profile's.
     """
     scope = _scope()
-    routed = _take("agent.secret_scope", "serves_routed_profile")
-    routed = routed or _take("agent.secret_scope", "is_multiplex_active")
+    routed = take("agent.secret_scope", "serves_routed_profile")
+    routed = routed or take("agent.secret_scope", "is_multiplex_active")
     if routed and routed():
         return {**_of_the_machine(), **(scope or {})}
     # Elsewhere a host's scope lies over the process's environment.
@@ -129,7 +129,7 @@ def profile_environment(settings: Settings) -> Dict[str, str]:
 
 
 def _scope() -> Optional[Mapping[str, str]]:
-    current = _take("agent.secret_scope", "current_secret_scope")
+    current = take("agent.secret_scope", "current_secret_scope")
     scope: Optional[Mapping[str, str]] = current() if current else None
     return scope
 
@@ -170,7 +170,7 @@ def settings_of(home: Path) -> Settings:
     legacy = Path(environ.get("HOME", "")) / ".hindsight" / "config.json"
     managed = managed_folder(environ)
     files = (
-        home / "hindsight" / "config.json", home / ".env", home / "config.yaml", legacy,
+        home / "hindsight" / "config.json", home / "hindsight_exec" / "config.json", home / ".env", home / "config.yaml", legacy,
         managed / ".env", managed / "config.yaml",
     )  # fmt: skip
     ours = sorted(item for item in environ.items() if item[0].startswith(_OURS))

@@ -1,7 +1,6 @@
 """``hindsight-exec hermes install | uninstall | status``: the plugin's folder in Hermes.
 
-What is written is a shim of a few lines: the code stays in the package. A
-record of what was written is kept beside it, so that nothing else is ever
+A record beside the files says what was written and changed. Nothing else is ever
 overwritten or removed, and everything can be undone.
 """
 
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -16,46 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from hindsight_exec import __version__
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.hermes import setup
 from hindsight_exec.settings.config import Settings
+from hindsight_exec.settings.files import read_bytes, write_file
 from hindsight_exec.settings.folders import default_hermes_home
 
-from .yaml_edit import provider_of, with_provider
+from . import setup
+from .eviction import eviction
+from .plugin_folder import NAME, contents
+from .yaml_edit import disabled_plugins, provider_of, with_provider, without_disabled
 
 __all__ = ["add_arguments", "main"]
 
-NAME = "hindsight_exec"
+# The provider that Hermes 0.19 bundles, and the catalog's plugin of later versions.
 BUNDLED = "hindsight"
 _RECORD = "installed.json"
-
-_HEADER = "# Written by 'hindsight-exec hermes install', and removed by 'hindsight-exec hermes uninstall'.\n"
-FILES: Dict[str, str] = {
-    "__init__.py": _HEADER
-    + '''"""Hindsight memory that never loses a turn; the code is in the package hindsight-exec."""
-
-try:
-    from hindsight_exec.hermes import register  # calls ctx.register_memory_provider
-except ImportError as error:
-    import logging
-    import sys
-
-    _WHY = f"hindsight-exec cannot be imported ({error}): install it with {sys.executable} -m pip"
-
-    def register(ctx):
-        logging.getLogger("hindsight_exec").error("memory is off: %s", _WHY)
-''',
-    "plugin.yaml": _HEADER
-    + f"""name: {NAME}
-version: {__version__}
-description: "Hindsight memory that never loses a turn."
-pip_dependencies:
-  - hindsight-exec
-""",
-    "config_schema.py": _HEADER + "from hindsight_exec.hermes.config_schema import CONFIG_SCHEMA\n",
-    "cli.py": _HEADER + f"from hindsight_exec.hermes.cli import {NAME}_command, register_cli\n",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Hermes' folder (default: HERMES_HOME, else ~/.hermes)",
     )
-    common.add_argument("--json", action="store_true", help="for scripts")
+    common.add_argument("--json", action="store_true", help="print JSON")
     changing = argparse.ArgumentParser(add_help=False)
-    changing.add_argument("--yes", action="store_true", help="do not ask: yes to all")
+    changing.add_argument("--yes", action="store_true", help="answer yes to every question")
     changing.add_argument("--dry-run", action="store_true", help="show the changes, make none")
 
     commands = parser.add_subparsers(dest="hermes_command", metavar="COMMAND", required=True)
@@ -77,14 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "install",
         parents=[common, changing],
         help="install the plugin, and offer to make it the provider",
-        description="Writes the plugin's folder into Hermes' own, and offers to make it the memory"
-        " provider. All else of the configuration stays.",
+        description="Write the plugin's folder into Hermes' own, and offer to make it the memory"
+        " provider. The rest of the configuration stays. If an update of Hermes switched the"
+        " plugin off, switch it on again.",
         epilog=_examples("install", "install --from-bundled --dry-run"),
     )
     install.add_argument(
         "--from-bundled",
         action="store_true",
-        help="take over from Hermes' own Hindsight provider, keeping configuration and bank",
+        help="take over from the Hindsight provider of Hermes, bundled or from the catalog;"
+        " configuration, bank and history stay",
     )
     install.add_argument(
         "--no-activate", action="store_true", help="leave memory.provider as it is"
@@ -93,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "uninstall",
         parents=[common, changing],
         help="undo what install did; no turn is removed",
-        description="Undoes what install did. Turns that wait stay where they are.",
+        description="Undo what install did. Turns that wait stay where they are.",
         epilog=_examples("uninstall", "uninstall --dry-run"),
     )
     commands.add_parser(
         "status",
         parents=[common],
-        help="what is installed, active, and waiting",
+        help="show what is installed, active, and waiting",
         description="The exit status is 0 when the plugin is installed and is the memory provider.",
         epilog=_examples("status", "status --json"),
     )
@@ -110,15 +87,13 @@ def _examples(*commands: str) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs a command. Returns the exit status: 0 done, 1 it could not be done."""
+    """Run a command and return the exit status: 0 done, 1 it could not be done."""
     home = Path(args.home or default_hermes_home(os.environ)).expanduser().absolute()
-    if args.hermes_command == "status":
-        return _status(home, as_json=args.json)
     try:
+        if args.hermes_command == "status":
+            return _status(home, as_json=args.json)
         if not home.is_dir():
-            raise ConfigError(
-                f"{home} is no folder: start Hermes once, or name its folder by --home"
-            )
+            raise ConfigError(f"no folder {home}; start Hermes once, or name its folder by --home")
         if args.hermes_command == "uninstall":
             return _carry_out(_uninstall(home), args)
         if not args.from_bundled:
@@ -138,61 +113,101 @@ def main(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Plan:
-    """Files as they shall be (None: gone), and what to tell about it."""
+    """Files as they shall be (None: gone), and what to say about it."""
 
-    files: Dict[Path, Optional[str]] = field(default_factory=dict)
+    files: Dict[Path, Optional[bytes]] = field(default_factory=dict)
     changes: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
-    remove: Optional[Path] = None  # a folder that is removed if empty then
+    panel: Optional[bool] = None  # whether the desktop panel's file is linked, or no more
+    remove: List[Path] = field(default_factory=list)  # folders that go if nothing is left in them
 
 
 def _install(home: Path, args: argparse.Namespace, *, activate: bool) -> _Plan:
-    plan = _Plan()
+    plan = _Plan(panel=True)
     folder = home / "plugins" / NAME
     record = _read_record(folder)
-    written = record.setdefault("files", {})
-    for name, text in FILES.items():
-        path = folder / name
-        there = _read(path)
-        if there == text:
-            continue
-        if there is not None and _digest(there) != written.get(name):
-            raise ConfigError(
-                f"{path} was not written by this command, or was changed: move it away"
-            )
-        plan.files[path] = text
-        plan.changes.append(f"{'write' if there is None else 'renew'} {path}")
-    record["files"] = {name: _digest(text) for name, text in FILES.items()}
-
-    config = home / "config.yaml"
-    text = _read(config) or ""
-    active = provider_of(text)
-    settings = Settings.load(home)
+    before = json.dumps(record)
+    if _is_clone(folder):
+        plan.notes.append(
+            f"{folder} is a clone and stays; 'hermes plugins update {NAME}' renews it"
+        )
+    else:
+        _write_folder(plan, folder, record)
+    text, settings = _read_config(home), Settings.load(home)
     if args.from_bundled:
-        with_provider(text, NAME)  # who cannot read the file does not know what it names
+        active = provider_of(text)
         if active not in (BUNDLED, NAME):
             raise ConfigError(
                 f"memory.provider is {active or 'not set'}, not {BUNDLED}: leave out --from-bundled"
             )
         _keep_bank(plan, record, home, settings)
-    if active != NAME and not activate:
-        plan.notes.append(
-            f"memory.provider is {active or 'not set'}; to use this one:"
-            f" hermes config set memory.provider {NAME}"
-        )
-    elif active != NAME:
-        record.setdefault("provider_before", active)
-        plan.files[config] = with_provider(text, NAME)
-        plan.changes.append(f"set memory.provider in {config}: {active or '(none)'} -> {NAME}")
-    if plan.files or _read_record(folder) != record:
-        plan.files[folder / _RECORD] = json.dumps(record, indent=2) + "\n"
+        if (home / "plugins" / BUNDLED).is_dir():
+            plan.notes.append(
+                f"the catalog's plugin stays in {home / 'plugins' / BUNDLED}, unused;"
+                f" 'hermes plugins remove {BUNDLED}' removes it"
+            )
+    repair = "provider_before" in record and not args.no_activate
+    _activate(plan, record, home, text, activate=activate, repair=repair)
+    if plan.files or before != json.dumps(record):
+        plan.files[folder / _RECORD] = json.dumps(record, indent=2).encode() + b"\n"
 
     where = f"bank {settings.bank_id_template or settings.bank_id!r} at {settings.api_url or 'no server'}"
     plan.notes.append(f"configuration: {settings.source or 'the environment'} ({where})")
     problem = setup.missing(settings)
     if problem:
         plan.notes.append(f"not ready yet: {problem}")
+    elif importlib.util.find_spec("hermes_cli") is None or setup.missing_package():
+        plan.notes.append(f"'hermes memory setup {NAME}' installs what it needs beside Hermes")
     return plan
+
+
+def _write_folder(plan: _Plan, folder: Path, record: Dict[str, Any]) -> None:
+    """Plan the folder's files as they are in this version."""
+    written: Dict[str, str] = record.setdefault("files", {})
+    files = contents()
+    exists = folder.is_dir()
+    for name in (*files, *(written.keys() - files.keys())):
+        path, content = folder / name, files.get(name)
+        found = path.read_bytes() if path.is_file() else None
+        if found == content:
+            continue
+        if found is not None and _digest(found) != written.get(name):
+            if content is None:
+                continue  # the user changed what this version no longer has
+            raise ConfigError(
+                f"{path} was not written by this command, or was changed since: move it away"
+            )
+        plan.files[path] = content
+    if plan.files:
+        plan.changes.append(f"{'renew' if exists else 'write'} {folder} ({len(plan.files)} files)")
+    record["files"] = {name: _digest(content) for name, content in files.items()}
+
+
+def _activate(
+    plan: _Plan, record: Dict[str, Any], home: Path, text: str, *, activate: bool, repair: bool
+) -> None:
+    """Plan what makes the plugin the provider, or brings it back after an update of Hermes."""
+    config = home / "config.yaml"
+    active, edited = provider_of(text), text
+    evicted = eviction(home)
+    if evicted is not None:
+        plan.notes.append(evicted.found)
+    wanted = activate or (evicted is not None and repair)
+    if active != NAME and not wanted:
+        plan.notes.append(
+            f"memory.provider is {active or 'not set'}; to use this one:"
+            f" hermes config set memory.provider {NAME}"
+        )
+    elif active != NAME:
+        if evicted is None:
+            record.setdefault("provider_before", active)
+        edited = with_provider(edited, NAME)
+        plan.changes.append(f"set memory.provider in {config}: {active or '(none)'} -> {NAME}")
+    if NAME in disabled_plugins(text) and (wanted or active == NAME):
+        edited = without_disabled(edited, NAME)
+        plan.changes.append(f"take {NAME} out of plugins.disabled in {config}")
+    if edited != text:
+        plan.files[config] = edited.encode()
 
 
 def _keep_bank(plan: _Plan, record: Dict[str, Any], home: Path, settings: Settings) -> None:
@@ -203,11 +218,10 @@ def _keep_bank(plan: _Plan, record: Dict[str, Any], home: Path, settings: Settin
     without = Settings.bank_id
     if settings.bank_id == without or default.bank_id != without:
         return
-    raw = json.loads(settings.source.read_text(encoding="utf-8-sig"))
+    raw = setup.read_config(settings.source)
     if raw.get("bank_id") or raw.get("bankId"):
         return
-    text = json.dumps({**raw, "bank_id": without}, indent=2, ensure_ascii=False) + "\n"
-    plan.files[settings.source] = text
+    plan.files[settings.source] = setup.config_bytes({**raw, "bank_id": without})
     record["bank_added_to"] = str(settings.source)
     plan.changes.append(
         f"name bank_id {without!r} in {settings.source}: the bundled provider used it,"
@@ -216,54 +230,55 @@ def _keep_bank(plan: _Plan, record: Dict[str, Any], home: Path, settings: Settin
 
 
 def _uninstall(home: Path) -> _Plan:
-    plan = _Plan()
+    plan = _Plan(panel=False)
     folder = home / "plugins" / NAME
     record = _read_record(folder)
     if not record:
-        plan.notes.append(f"nothing of ours is in {folder}")
+        plan.notes.append(f"this command has written nothing into {folder}")
     for name, digest in record.get("files", {}).items():
         path = folder / name
-        there = _read(path)
-        if there is None:
+        if not path.is_file():
             continue
-        if _digest(there) != digest:
-            plan.notes.append(f"{path} was changed by someone and stays")
+        if _digest(path.read_bytes()) != digest:
+            plan.notes.append(f"{path} was changed since and stays")
             continue
         plan.files[path] = None
-        plan.changes.append(f"remove {path}")
-    config = home / "config.yaml"
-    text = _read(config) or ""
+    if plan.files:
+        plan.changes.append(f"remove {folder} ({len(plan.files)} files)")
+    config, text = home / "config.yaml", _read_config(home)
     if "provider_before" in record and provider_of(text) == NAME:
         before = record["provider_before"]
         if text == with_provider("", NAME) and not before:
             plan.files[config] = None  # there was none
             plan.changes.append(f"remove {config}, which holds nothing else")
         else:
-            plan.files[config] = with_provider(text, before)
+            plan.files[config] = with_provider(text, before).encode()
             plan.changes.append(f"set memory.provider in {config}: {NAME} -> {before or '(none)'}")
     source = Path(record.get("bank_added_to", os.devnull))
-    raw = _read(source) if "bank_added_to" in record else None
-    if raw is not None:
-        values = json.loads(raw)
+    if "bank_added_to" in record and source.is_file():
+        values = setup.read_config(source)
         if values.pop("bank_id", None) == Settings.bank_id:
-            plan.files[source] = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            plan.files[source] = setup.config_bytes(values)
             plan.changes.append(f"take bank_id out of {source} again")
     if record:
         plan.files[folder / _RECORD] = None
-        plan.remove = folder
+        parents = {(folder / name).parent for name in record.get("files", ())}
+        plan.remove = [*sorted(parents - {folder}, reverse=True), folder]
         plan.notes.append(f"turns that wait stay in {setup.state_of(home)}")
     return plan
 
 
 def _carry_out(plan: _Plan, args: argparse.Namespace) -> int:
     if not args.dry_run:
-        for path, text in plan.files.items():
-            if text is not None:
-                setup.write_private(path, text)
+        for path, content in plan.files.items():
+            if content is not None:
+                write_file(path, content)
             elif path.exists():
                 path.unlink()
-        if plan.remove is not None:
-            _remove_if_empty(plan.remove)
+        for folder in plan.remove:
+            _remove_empty(folder)
+        home = Path(args.home or default_hermes_home(os.environ)).expanduser().absolute()
+        (setup.link_for_panel if plan.panel else setup.unlink_for_panel)(home)
     if args.json:
         shown = {"changed": not args.dry_run, "changes": plan.changes, "notes": plan.notes}
         print(json.dumps(shown))
@@ -278,7 +293,7 @@ def _carry_out(plan: _Plan, args: argparse.Namespace) -> int:
 def _wants_it_active(home: Path, args: argparse.Namespace) -> bool:
     if args.no_activate:
         return False
-    active = provider_of(_read(home / "config.yaml") or "")
+    active = provider_of(_read_config(home))
     if args.yes or args.dry_run or active == NAME or not sys.stdin.isatty():
         return bool(args.yes or args.dry_run)
     return _answered(f"Use it as the memory provider, instead of {active or 'none'}?")
@@ -301,19 +316,22 @@ def _answered(question: str) -> bool:
 def _status(home: Path, *, as_json: bool) -> int:
     folder = home / "plugins" / NAME
     written = _read_record(folder).get("files", {})
+    files = contents()
     if not written:
-        installed = "no"
-    elif any(_read(folder / name) is None for name in FILES):
+        installed = "as a clone" if _is_clone(folder) else "no"
+    elif any(not (folder / name).is_file() for name in written):
         installed = "incomplete: run 'hindsight-exec hermes install'"
-    elif any(_read(folder / name) != text for name, text in FILES.items()):
+    elif any(read_bytes(folder / name) != content for name, content in files.items()):
         installed = "of another version, or changed: run 'hindsight-exec hermes install'"
     else:
         installed = "yes"
-    active = provider_of(_read(home / "config.yaml") or "")
+    active = provider_of(_read_config(home))
+    evicted = eviction(home)
     shown = {
         "hermes": str(home),
         "installed": installed,
         "memory.provider": active or "(none)",
+        **({"switched off": f"{evicted.found}; {evicted.remedy}"} if evicted else {}),
         **setup.status(Settings.load(home), home),
     }
     if as_json:
@@ -321,39 +339,41 @@ def _status(home: Path, *, as_json: bool) -> int:
     else:
         for name, value in shown.items():
             print(f"{name}: {value}")
-    return 0 if installed == "yes" and active == NAME else 1
+    return 0 if installed in ("yes", "as a clone") and active == NAME and not evicted else 1
 
 
 # -- files ---------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Optional[str]:
+def _read_config(home: Path) -> str:
+    path = home / "config.yaml"
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnicodeDecodeError:
-        return ""  # not ours, whatever it is
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: correct it first") from error
+
+
+def _is_clone(folder: Path) -> bool:
+    return (folder / ".git").exists() and (folder / "plugin.yaml").is_file()
 
 
 def _read_record(folder: Path) -> Dict[str, Any]:
     try:
-        record = json.loads(_read(folder / _RECORD) or "{}")
+        record = json.loads(read_bytes(folder / _RECORD) or b"{}")
     except ValueError:
         record = {}
     return record if isinstance(record, dict) else {}
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _remove_if_empty(folder: Path) -> None:
-    cache = folder / "__pycache__"  # Python's, of the files that were ours
-    if cache.is_dir():
-        for path in cache.glob("*.pyc"):
-            path.unlink()
-        if not any(cache.iterdir()):
-            cache.rmdir()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder that is empty but for what Python made of the files that were in it."""
+    cache = folder / "__pycache__"
+    for path in cache.glob("*.pyc"):
+        path.unlink()
+    for path in (cache, folder):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

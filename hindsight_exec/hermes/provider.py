@@ -101,7 +101,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         return setup.missing(self._settings)
 
     def get_config_schema(self) -> list[dict[str, Any]]:
-        return setup.config_schema()
+        return setup.config_schema(self._settings)
 
     def save_config(self, values: Mapping[str, Any], hermes_home: str) -> None:
         setup.save_config(values, Path(hermes_home))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import math
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
-from hindsight_exec.client.urls import CLOUD_URL, LOCAL_URL
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
 from hindsight_exec.settings import reading
 from hindsight_exec.settings.config import Settings, configurable
 from hindsight_exec.settings.files import write_file
+from hindsight_exec.settings.values import PARSERS, WrongValue, brief
+
+from . import host
+from .plugin_folder import NAME
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from dataclasses import Field
 
 __all__ = ["config_schema", "missing", "save_config", "state_of", "status"]
 
+#: What a user types to empty a value where an empty answer keeps it.
+EMPTY = "-"
 KEY_PAGE = "https://ui.hindsight.vectorize.io"
 
 
@@ -52,8 +60,12 @@ def missing_package() -> str:
     )
 
 
-def config_schema() -> List[Dict[str, Any]]:
-    """What ``hermes memory setup`` asks."""
+def config_schema(settings: Settings) -> List[Dict[str, Any]]:
+    """Return the form of Hermes' dashboard, filled in with what is configured.
+
+    The dashboard sends all fields back, those that the user did not touch with the
+    defaults of this form: `save_config` tells them by that.
+    """
     schema: List[Dict[str, Any]] = []
     for item in configurable():
         about = item.metadata
@@ -66,28 +78,120 @@ def config_schema() -> List[Dict[str, Any]]:
             field.update(secret=True, env_var=about["env"])
             if item.name == "api_key":
                 field["url"] = KEY_PAGE
-        elif item.default is not None:
-            default: Any = item.default
-            field["default"] = ",".join(default) if isinstance(default, tuple) else default
-        if item.name == "api_url":
-            for mode, url in (("cloud", CLOUD_URL), ("local_external", LOCAL_URL)):
-                schema.append({**field, "default": url, "when": {"mode": mode}})
         else:
-            schema.append(field)
+            field["default"] = _shown(item, settings)
+            if item.default is not None:  # a form has no other number that stands for nothing
+                field.update(_TYPES.get(about["kind"], {}))
+                if "type" in field and math.isfinite(about["minimum"]):
+                    field["minimum"] = about["minimum"]
+            if not item.default:
+                field["description"] += f" '{EMPTY}' empties it."
+        schema.append(field)
     return schema
 
 
+_TYPES = {"bool": {"type": "boolean"}, "int": {"type": "integer"}, "number": {"type": "number"}}
+
+
+def _shown(item: Field[Any], settings: Settings) -> Any:
+    """How a form shows the value that counts; "" where there is none."""
+    value = getattr(settings, item.name)
+    if value is None or (item.name == "api_url" and settings.mode == "local_embedded"):
+        return ""
+    if isinstance(value, tuple):
+        plain = item.metadata["kind"] == "list"
+        return ",".join(value) if plain else json.dumps(value, ensure_ascii=False) if value else ""
+    return value
+
+
+def _plain(value: Any, item: Field[Any]) -> str:
+    """A value as text, the same in whatever type a form keeps it."""
+    kind = item.metadata["kind"]
+    if kind in ("int", "number"):
+        with contextlib.suppress(TypeError, ValueError):
+            return repr(float(value))
+    text = str(value).strip()
+    return text.lower() if kind == "bool" else text
+
+
+class _RefusedError(ConfigError, ValueError):
+    """A value that is not saved. Hermes' dashboard shows the message of a ValueError."""
+
+
 def save_config(values: Mapping[str, Any], home: Path) -> None:
-    """Merges values into config.json; secrets are not for this file.
+    """Write the values that differ from what is configured into config.json.
+
+    What a form sends back untouched is neither changed nor pinned. Secrets are not
+    for this file.
 
     Raises:
-        ConfigError: The file holds something else, which is not overwritten.
+        ConfigError: A value is wrong, or the file holds something else; nothing is written.
     """
     path = home / "hindsight" / "config.json"
-    existing = read_config(path)
-    secret = {item.name for item in configurable() if item.metadata["kind"] == "secret"}
-    existing.update({key: value for key, value in values.items() if key not in secret})
-    write_config(path, existing)
+    link_for_panel(home)
+    settings = host.settings_of(home)
+    # It may be the user's own file, which the one written here takes the place of.
+    saved = read_config(settings.source or path)
+    edited = dict(saved)
+    known = {item.name: item for item in configurable()}
+    for name, value in values.items():
+        item = known.get(name)
+        if item is None:
+            edited[name] = value
+            continue
+        names = (name, *item.metadata["aliases"])
+        stated = next((saved[one] for one in names if saved.get(one) is not None), "")
+        untouched = {_plain(_shown(item, settings), item), _plain(stated, item)}
+        if item.metadata["kind"] == "secret" or _plain(value, item) in untouched:
+            continue
+        for one in names:
+            edited.pop(one, None)
+        if value not in (None, "") and not (value == EMPTY and not item.default):
+            edited[name] = _checked(item, value)
+    if edited != saved:
+        write_config(path, edited)
+
+
+def _checked(item: Field[Any], value: Any) -> Any:
+    """The value as config.json holds it."""
+    try:
+        parsed = PARSERS[item.metadata["kind"]](value, item)
+    except (WrongValue, ConfigError) as error:
+        raise _RefusedError(f"{item.name} must be {error}, not {brief(value)}") from None
+    return parsed if isinstance(parsed, (bool, int, float)) else value
+
+
+# -- the desktop's panel -------------------------------------------------------------------
+
+
+def link_for_panel(home: Path) -> bool:
+    """Let Hermes' desktop panel read and write our config.json; return whether it does.
+
+    It looks into the folder that is named like the provider. `hermes profile create
+    --clone` copies that folder, too: a file there is the new profile's configuration.
+    """
+    ours, panels = home / "hindsight" / "config.json", home / NAME / "config.json"
+    try:
+        if not panels.is_symlink():
+            for folder in (ours.parent, panels.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            if panels.exists():
+                if ours.exists() or not panels.is_file():
+                    return False
+                panels.replace(ours)
+            panels.symlink_to(Path("..", ours.parent.name, ours.name))
+        return panels.resolve() == ours.resolve()
+    except OSError:
+        return False
+
+
+def unlink_for_panel(home: Path) -> None:
+    """Undo `link_for_panel`."""
+    panels = home / NAME / "config.json"
+    if panels.is_symlink():
+        panels.unlink()
+        with contextlib.suppress(OSError):
+            panels.parent.rmdir()
 
 
 def read_config(path: Path) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from hindsight_exec.settings.files import read_bytes, write_file
 from hindsight_exec.settings.llm import PROVIDERS
 from hindsight_exec.settings.values import PARSERS, WrongValue
 
-from .install import NAME
+from .plugin_folder import NAME
 from .yaml_edit import with_provider
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _answer(name: str, current: Any, hint: str = "") -> Optional[str]:
         typed = ask(f"  {words} [{shown}]: ").strip()
         if not typed:
             return None
-        if typed == "-" and not item.default:
+        if typed == setup.EMPTY and not item.default:
             return ""
         try:
             parsed = str(PARSERS[about["kind"]](typed, item))
@@ -124,6 +124,7 @@ def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[P
         files[dotenv] = with_variables(read_bytes(dotenv), variables, HERMES, dotenv)
     if activated != text:
         files[yaml] = activated.encode()
+    setup.link_for_panel(home)
     for path, content in files.items():
         write_file(path, content)
     return list(files)

@@ -211,6 +211,10 @@ def _read_file(
         ConfigError: The file cannot be read, or holds something else.
     """
     candidates = [Path(hermes_home) / "hindsight" / "config.json"] if hermes_home else []
+    if hermes_home:
+        # `hermes profile create --clone` copies the folder that is named like the provider.
+        cloned = Path(hermes_home) / "hindsight_exec" / "config.json"
+        candidates += [cloned] if cloned.is_file() else []
     with contextlib.suppress(ConfigError):
         candidates.append(user_home(environ) / ".hindsight" / "config.json")
     for path in candidates:

@@ -7,19 +7,17 @@ import ast
 import json
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from hindsight_exec.cli.main import make_parser
-from hindsight_exec.hermes import install
+from hindsight_exec.hermes import install, plugin_folder
 from hindsight_exec.hermes.cli import hindsight_exec_command, register_cli
+from hindsight_exec.hermes.eviction import eviction
 from hindsight_exec.hermes.yaml_edit import provider_of
 
 from .recording import configure
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = """\
 # mine
@@ -72,7 +70,8 @@ def test_install_and_uninstall(hermes, home, plugin):
     status, out, _ = hermes("install", "--yes")
     assert status == 0
     assert "hindsight -> hindsight_exec" in out
-    assert {path.name for path in plugin.iterdir()} == {*install.FILES, "installed.json"}
+    names = {*plugin_folder.FILES, "hindsight_exec", "installed.json"}
+    assert {path.name for path in plugin.iterdir()} == names
     text = (home / "config.yaml").read_text()
     assert text == CONFIG.replace(
         "provider: hindsight  # theirs", "provider: hindsight_exec  # theirs"
@@ -95,59 +94,108 @@ def test_uninstall_where_there_was_nothing(hermes, home):
 
 
 def test_the_files(plugin, hermes):
-    """The shim is what Hermes looks for: the word in __init__.py, a manifest, a command line."""
+    """The folder is what Hermes looks for: a call in __init__.py, a manifest, a command line."""
     hermes("install")
     source = (plugin / "__init__.py").read_text()
-    assert "register_memory_provider" in source[:8192]
-    for path in plugin.glob("*.py"):
-        ast.parse(path.read_text())
-    space: dict = {}
-    exec(source, space)
-    assert callable(space["register"])
-    exec((plugin / "cli.py").read_text(), space)
-    space["register_cli"](argparse.ArgumentParser())
-    assert callable(space["hindsight_exec_command"])
-    exec((plugin / "config_schema.py").read_text(), space)
-    assert "CONFIG_SCHEMA" in space
+    assert "ctx.register_memory_provider(" in source[:8192]
+    for path in plugin.rglob("*.py"):
+        ast.parse(path.read_text(encoding="utf-8"))
     manifest = (plugin / "plugin.yaml").read_text()
     assert "name: hindsight_exec" in manifest
     assert "kind:" not in manifest
+
+
+def test_the_repository_is_such_a_folder():
+    """The files at the top of the repository are those that install writes."""
+    top = Path(__file__).parents[2]
+    if not (top / "plugin.yaml").is_file():
+        pytest.skip("the sources are not beside the tests")
+    for name, text in plugin_folder.FILES.items():
+        assert (top / name).read_text(encoding="utf-8") == text, name
+    # With one, Hermes 0.22 takes the folder for a package to build, and refuses it without [project].
+    assert not (top / "pyproject.toml").exists()
+
+
+LOADS_AS_HERMES_DOES = """
+import importlib.util, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+if len(sys.argv) > 2:  # pip uninstall
+    sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in repr(one).lower()]
+    sys.path[:] = [one for one in sys.path if not (Path(one) / "hindsight_exec").is_dir()]
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"user_plugins.{Path(name).stem}", folder / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+class Context:
+    def register_memory_provider(self, provider):
+        print(provider.name)
+
+load("__init__.py").register(Context())
+load("__init__.py").register(object())
+print(callable(load("cli.py").register_cli), load("config_schema.py").CONFIG_SCHEMA)
+import hindsight_exec
+print(folder in Path(hindsight_exec.__file__).parents)
+"""
+
+
+@pytest.mark.parametrize("uninstalled", [False, True])
+def test_the_folder_loads(plugin, hermes, run, uninstalled):
+    """What Hermes loads uses the installed package, and the folder's own after `pip uninstall`."""
+    hermes("install")
+    ended = run(LOADS_AS_HERMES_DOES, str(plugin), *(["uninstalled"] if uninstalled else []))
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out == f"hindsight_exec\nTrue None\n{uninstalled}\n"
+
+
+def test_a_folder_that_is_named_like_the_package(plugin, hermes, run):
+    """Programs that find the folder in front of the package get the package."""
+    hermes("install")
+    program = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    import hindsight_exec
+    from hindsight_exec import DrainingExecutor
+    from hindsight_exec.hermes import HindsightMemoryProvider
+    from hindsight_exec.cli.main import main
+    print(hindsight_exec.__file__)
+    """
+    ended = run(program, str(plugin.parent))
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out == f"{plugin / 'hindsight_exec' / '__init__.py'}\n"
 
 
 @pytest.mark.parametrize(
     "given, ours",
     [
         ("", "status"),
-        ("status --watch", "status --watch=2"),
-        ("status --watch 0.5 --json", "status --json --watch=0.5"),
-        ("flush --timeout 3", "flush --timeout=3"),
-        ("import --since 2026-01-01 --yes", "import hermes --since=2026-01-01 --yes"),
-        ("import --session=-a --session b", "import hermes --session=-a --session=b"),
-        ("import --dry-run", "import hermes --dry-run"),
+        ("status --watch", "status --watch"),
+        ("status --watch 0.5 --json", "status --watch 0.5 --json"),
+        ("flush --timeout 3", "flush --timeout 3"),
+        ("import", "import hermes"),
+        ("import --since 2026-01-01 --yes", "import hermes --since 2026-01-01 --yes"),
+        ("import hermes --session=-a --session b", "import hermes --session=-a --session b"),
         ("doctor --json", "doctor --json"),
+        ("dead list", "dead list"),
+        ("outbox show 1", "outbox show 1"),
     ],
 )
 def test_commands_in_hermes_are_ours(home, monkeypatch, given, ours):
     """What `hermes hindsight_exec` is given reaches our command line, and is understood there."""
     called = []
     monkeypatch.setenv("HINDSIGHT_EXEC_STATE", "")  # put back afterwards
-    monkeypatch.setattr("hindsight_exec.cli.main.main", called.append)
+    monkeypatch.setattr(
+        "hindsight_exec.cli.main.main", lambda command, program: called.append(command)
+    )
     parser = argparse.ArgumentParser()
     register_cli(parser)
     hindsight_exec_command(parser.parse_args(given.split()))
     assert called == [ours.split()]
     make_parser(called[0]).parse_args(called[0])
-
-
-def test_the_shim_without_the_package(plugin, hermes, caplog, monkeypatch):
-    """In an environment without the package the shim says what to install, and where."""
-    hermes("install")
-    source = (plugin / "__init__.py").read_text()
-    monkeypatch.setitem(__import__("sys").modules, "hindsight_exec.hermes", None)
-    space: dict = {}
-    exec(source, space)
-    space["register"](object())
-    assert "-m pip" in caplog.text
 
 
 def test_without_asking_the_provider_stays(hermes, home):
@@ -169,10 +217,10 @@ def test_a_dry_run_changes_nothing(hermes, home):
     assert everything(home) == {}
 
 
-@pytest.mark.parametrize("name", list(install.FILES))
+@pytest.mark.parametrize("name", [*plugin_folder.FILES, "hindsight_exec/errors.py"])
 def test_what_is_not_ours_stays(hermes, plugin, home, name):
     """A file that somebody else wrote or changed is neither overwritten nor removed."""
-    plugin.mkdir(parents=True)
+    (plugin / name).parent.mkdir(parents=True)
     (plugin / name).write_text("mine")
     status, _, err = hermes("install", "--yes")
     assert status == 1
@@ -187,13 +235,87 @@ def test_what_is_not_ours_stays(hermes, plugin, home, name):
 
 
 def test_an_older_version_is_renewed(hermes, plugin, monkeypatch):
-    """A file of an older version, which nobody has changed, is renewed."""
+    """Files of an older version, which nobody has changed, are renewed, or removed if they are no more."""
     with monkeypatch.context() as older:
-        older.setitem(install.FILES, "cli.py", "# older\n")
+        older.setitem(plugin_folder.FILES, "cli.py", "# older\n")
+        older.setitem(plugin_folder.FILES, "hindsight_exec/gone.py", "# older\n")
         hermes("install")
     assert "another version" in hermes("status")[1]
     assert hermes("install")[0] == 0
-    assert (plugin / "cli.py").read_text() == install.FILES["cli.py"]
+    assert (plugin / "cli.py").read_text() == plugin_folder.FILES["cli.py"]
+    assert not (plugin / "hindsight_exec" / "gone.py").exists()
+
+
+def test_a_clone_stays(hermes, plugin, home):
+    """In a clone nothing is written but the record of the provider before, which uninstall brings back."""
+    (plugin / ".git").mkdir(parents=True)
+    (plugin / "plugin.yaml").write_text("name: hindsight_exec\n")
+    (home / "config.yaml").write_text(CONFIG)
+    for _ in range(2):
+        status, out, _ = hermes("install", "--yes")
+        assert status == 0
+        assert "hermes plugins update hindsight_exec" in out
+    assert {path.name for path in plugin.iterdir()} == {".git", "plugin.yaml", "installed.json"}
+    assert "installed: as a clone" in hermes("status")[1]
+    hermes("uninstall")
+    assert (home / "config.yaml").read_text() == CONFIG
+    assert {path.name for path in plugin.iterdir()} == {".git", "plugin.yaml"}
+
+
+EVICTED = """\
+# mine
+memory:
+  provider: ''   # by Hermes
+plugins:
+  disabled:
+  - other
+  - hindsight_exec
+"""
+
+
+def evict(home: Path, reason: str = "its build failed") -> None:
+    """What the package manager of Hermes 0.22 does to a plugin that does not fit."""
+    (home / "config.yaml").write_text(EVICTED)
+    receipts = home / "logs" / "update_receipts"
+    receipts.mkdir(parents=True)
+    receipt = {
+        "finished_at": "2026-11-25T10:00:00+00:00",
+        "warnings": [f"Disabled plugin 'hindsight_exec' in {home}: {reason}"],
+    }
+    (receipts / "pm_1.json").write_text(json.dumps(receipt))
+    (receipts / "latest.json").write_text("{broken")
+
+
+def test_an_update_of_hermes_switched_it_off(hermes, home):
+    """status and install say when and why; install switches it on again, without being asked to."""
+    assert eviction(home) is None
+    hermes("install", "--yes")
+    assert eviction(home) is None
+    evict(home)
+    status, out, _ = hermes("status")
+    assert status == 1
+    assert "no turn is kept since 2026-11-25T10:00:00+00:00 (its build failed)" in out
+    assert "run 'hindsight-exec hermes install'" in out
+    status, out, _ = hermes("install")
+    assert status == 0
+    assert "no turn is kept since 2026-11-25" in out
+    expected = EVICTED.replace("''", "hindsight_exec").replace("  - hindsight_exec\n", "")
+    assert (home / "config.yaml").read_text() == expected
+    assert eviction(home) is None
+    assert hermes("status")[0] == 0
+
+
+def test_switched_off_on_purpose(hermes, home):
+    """Where it never was the provider, or is not wanted, install leaves it off unless told otherwise."""
+    evict(home)
+    assert hermes("install")[0] == 0
+    assert (home / "config.yaml").read_text() == EVICTED
+    assert hermes("install", "--yes")[0] == 0
+    evicted = EVICTED.replace("provider: ''", "provider: honcho")
+    (home / "config.yaml").write_text(evicted)
+    assert eviction(home) is None
+    assert hermes("install", "--no-activate")[0] == 0
+    assert (home / "config.yaml").read_text() == evicted
 
 
 def test_from_the_bundled_provider(hermes, home):
@@ -223,6 +345,19 @@ def test_from_the_bundled_provider_keeps_its_bank(hermes, home, monkeypatch):
     assert json.loads(path.read_text())["bank_id"] == "hermes"
     hermes("uninstall")
     assert "bank_id" not in json.loads(path.read_text())
+
+
+def test_from_the_plugin_of_the_catalog(hermes, home):
+    """--from-bundled takes over from the catalog's plugin, too, and says how to remove it."""
+    configure(home, api_url="http://h", bank_id="mine")
+    (home / "plugins" / "hindsight").mkdir(parents=True)
+    (home / "config.yaml").write_text(CONFIG)
+    before = everything(home)
+    status, out, _ = hermes("install", "--from-bundled", "--yes")
+    assert status == 0
+    assert "hermes plugins remove hindsight'" in out
+    assert hermes("uninstall")[0] == 0
+    assert everything(home) == before
 
 
 def test_from_another_provider(hermes, home):

@@ -14,7 +14,13 @@ import pytest
 
 from hindsight_exec import Settings
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.hermes import HindsightMemoryProvider, config_schema, host, register
+from hindsight_exec.hermes import (
+    HindsightMemoryProvider,
+    config_schema,
+    host,
+    register,
+    setup,
+)
 from hindsight_exec.settings.config import configurable
 
 from .recording import configure
@@ -110,45 +116,140 @@ def test_one_warning_for_hundreds_of_providers(home, caplog):
     assert len(caplog.records) == 2
 
 
-def test_the_config_schema(provider):
-    """Each setting is asked for, with its default, choices and condition; the key as a secret."""
+def test_the_config_schema(provider, home):
+    """The form has each setting with what is configured, its choices and condition; keys as secrets."""
+    configure(home, api_url="http://h/", recall_types=["world", "observation"], timeout=7)
     schema = provider.get_config_schema()
-    keys = [field["key"] for field in schema]
-    assert set(keys) == {item.name for item in configurable()}
-    urls = {f["when"]["mode"]: f["default"] for f in schema if f["key"] == "api_url"}
-    assert urls == {
-        "cloud": "https://api.hindsight.vectorize.io",
-        "local_external": "http://localhost:8888",
-    }
     by_key = {field["key"]: field for field in schema}
+    assert list(by_key) == [item.name for item in configurable()]
+    assert by_key["mode"]["default"] == "local_external"
+    assert by_key["api_url"]["default"] == "http://h"
     assert by_key["api_key"]["secret"] is True
     assert by_key["api_key"]["env_var"] == "HINDSIGHT_API_KEY"
     assert by_key["memory_mode"]["choices"] == ["hybrid", "context", "tools"]
-    assert by_key["recall_types"]["default"] == "observation"
+    assert by_key["recall_types"]["default"] == "world,observation"
     assert by_key["llm_model"]["when"] == {"mode": "local_embedded"}
+    assert by_key["timeout"] == {
+        "key": "timeout",
+        "description": by_key["timeout"]["description"],
+        "default": 7.0,
+        "type": "number",
+        "minimum": 0.001,
+    }
+    assert "type" not in by_key["port_health_grace_timeout"]  # it may be empty
     assert all(field["description"] for field in schema)
     json.dumps(schema)
 
 
-def test_defaults_of_the_schema_are_valid(provider, home, caplog):
-    """Saving every default gives the same settings as saving none, without a warning."""
+CONFIGURED = {
+    "mode": "local_external",
+    "apiUrl": "http://h",
+    "recall_types": ["world", "observation"],
+    "recall_budget": "huge",
+    "timeout": 7,
+    "mine": {"kept": True},
+}
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda value: value,
+        str,
+        lambda value: str(value).lower() if isinstance(value, bool) else str(value),
+    ],
+)
+def test_saving_the_form_untouched(provider, home, convert):
+    """A form that comes back as it was shown changes nothing, whatever types it kept."""
+    configure(home, **CONFIGURED)
+    path = home / "hindsight" / "config.json"
+    before = path.read_bytes()
     schema = [field for field in provider.get_config_schema() if not field.get("secret")]
-    values = {field["key"]: str(field["default"]) for field in schema if "default" in field}
-    provider.save_config({**values, "mode": "local_external"}, str(home))
-    saved = Settings.load(home)
-    configure(home)
-    assert saved == Settings.load(home)
-    assert not caplog.records
+    provider.save_config({field["key"]: convert(field["default"]) for field in schema}, str(home))
+    assert path.read_bytes() == before
+    # A host that reads the file itself shows what is in it.
+    known = {item.name for item in configurable()} & CONFIGURED.keys()
+    provider.save_config({key: convert(CONFIGURED[key]) for key in known}, str(home))
+    assert path.read_bytes() == before
+
+
+def test_saving_one_field(provider, home):
+    """One value that was changed is saved in its type, and replaces the one under an older name."""
+    configure(home, **CONFIGURED)
+    path = home / "hindsight" / "config.json"
+
+    def saved(**changed):
+        form = {
+            field["key"]: field["default"]
+            for field in provider.get_config_schema()
+            if not field.get("secret")
+        }
+        provider.save_config({**form, **changed}, str(home))
+        return json.loads(path.read_text())
+
+    expected = {**CONFIGURED, "auto_recall": False, "api_url": "http://i"}
+    del expected["apiUrl"]
+    assert saved(auto_recall="False", api_url="http://i") == expected
+    assert saved(retain_every_n_turns="3") == {**expected, "retain_every_n_turns": 3}
+    assert saved(recall_tags="a,b") == {**expected, "retain_every_n_turns": 3, "recall_tags": "a,b"}
+    assert saved(recall_tags="-") == {**expected, "retain_every_n_turns": 3}
+    with pytest.raises(
+        ValueError, match=r"timeout must be a number of at least 0\.001, not 'soon'"
+    ):
+        saved(timeout="soon")
+    assert saved() == {**expected, "retain_every_n_turns": 3}
 
 
 def test_saving(provider, home):
     """Values are merged into config.json, without secrets, readable by the owner only."""
     provider.save_config({"bank_id": "b", "api_key": "SECRET"}, str(home))
-    provider.save_config({"recall_budget": "low", "mode": "cloud"}, str(home))
+    provider.save_config({"recall_budget": "low", "mode": "local_external"}, str(home))
     path = home / "hindsight" / "config.json"
-    assert json.loads(path.read_text()) == {"bank_id": "b", "recall_budget": "low", "mode": "cloud"}
+    assert json.loads(path.read_text()) == {
+        "bank_id": "b",
+        "recall_budget": "low",
+        "mode": "local_external",
+    }
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [one.name for one in path.parent.iterdir()] == ["config.json"]
+
+
+def test_saving_what_the_users_own_file_says(provider, home, clean):
+    """The first save takes over what ~/.hindsight/config.json says, which the new file hides."""
+    path = clean / ".hindsight" / "config.json"
+    path.parent.mkdir()
+    path.write_text('{"mode": "local_external", "bank_id": "mine"}')
+    provider.save_config({"recall_budget": "low"}, str(home))
+    saved = json.loads((home / "hindsight" / "config.json").read_text())
+    assert saved == {"mode": "local_external", "bank_id": "mine", "recall_budget": "low"}
+
+
+def test_the_panels_file(home):
+    """The file in the folder named like the provider is a link to ours, and no other file is touched."""
+    ours, panels = home / "hindsight" / "config.json", home / "hindsight_exec" / "config.json"
+    configure(home, bank_id="b")
+    assert setup.link_for_panel(home)
+    assert setup.link_for_panel(home)
+    assert json.loads(panels.read_text())["bank_id"] == "b"
+    setup.unlink_for_panel(home)
+    assert not panels.parent.exists()
+    panels.parent.mkdir()
+    panels.write_text("{}")
+    assert not setup.link_for_panel(home)
+    setup.unlink_for_panel(home)
+    assert (panels.read_text(), json.loads(ours.read_text())["bank_id"]) == ("{}", "b")
+
+
+def test_a_cloned_profile(home):
+    """A profile's clone, which got the folder named like the provider, is configured the same."""
+    panels = home / "hindsight_exec" / "config.json"
+    panels.parent.mkdir()
+    panels.write_text('{"mode": "local_external", "bank_id": "b"}')
+    assert Settings.load(home).bank_id == "b"
+    assert setup.link_for_panel(home)
+    assert panels.is_symlink()
+    assert Settings.load(home).bank_id == "b"
+    assert Settings.load(home).source == home / "hindsight" / "config.json"
 
 
 @pytest.mark.parametrize("content", ["{broken", "[]"])
@@ -218,7 +319,7 @@ def test_a_foreign_module_of_the_same_name(monkeypatch):
     """A module called `agent` that is not Hermes' is no trouble."""
     monkeypatch.setitem(sys.modules, "agent", types.ModuleType("agent"))
     monkeypatch.setitem(sys.modules, "agent.memory_provider", None)
-    assert host._take("agent.memory_provider", "MemoryProvider") is None
+    assert host.take("agent.memory_provider", "MemoryProvider") is None
 
 
 def test_the_secret_scope(make, hindsight, home, monkeypatch):
@@ -239,8 +340,8 @@ def test_the_secret_scope(make, hindsight, home, monkeypatch):
     assert "HINDSIGHT_API_KEY" not in host.environment()
 
 
-def test_the_desktop_panel(monkeypatch):
-    """The panel's schema names each setting, and reads and writes the same config.json."""
+def test_the_desktop_panel(monkeypatch, home):
+    """The panel's schema names each setting, and the provider that is to stay active."""
     kinds = types.ModuleType("plugins.memory.config_schema")
     for name in ("TEXT", "SELECT", "SECRET", "BOOL", "NUMBER"):
         setattr(kinds, f"KIND_{name}", name.lower())
@@ -251,16 +352,20 @@ def test_the_desktop_panel(monkeypatch):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "plugins.memory.config_schema", kinds)
     schema = config_schema._schema()
-    assert schema.name == "hindsight"
+    assert schema.name == "hindsight_exec"
     fields = {field.key: field for field in schema.fields}
     assert set(fields) == {item.name for item in configurable()}
     assert (fields["api_key"].kind, fields["api_key"].env_key) == ("secret", "HINDSIGHT_API_KEY")
     assert fields["mode"].options == ("cloud", "local_external", "local_embedded")
     assert fields["auto_retain"].default == "true"
-    assert fields["api_url"].label == "API URL"
+    assert (fields["api_url"].label, fields["api_url"].default) == ("API URL", "")
+    assert (home / "hindsight_exec" / "config.json").is_symlink()
+    (home / "hindsight_exec" / "config.json").unlink()
+    (home / "hindsight_exec" / "config.json").mkdir()
+    assert config_schema._schema() is None
 
 
 def test_the_desktop_panel_without_hermes():
     """Without Hermes there is no panel, and no error."""
-    if host._take("plugins.memory.config_schema", "ProviderField") is None:
+    if host.take("plugins.memory.config_schema", "ProviderField") is None:
         assert importlib.reload(config_schema).CONFIG_SCHEMA is None
