@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING, Awaitable, Callable, NamedTuple
@@ -87,7 +88,8 @@ class Recall:
             if search is not None:
                 # Before the server is asked: what it processes meanwhile is not missed.
                 loop = asyncio.get_running_loop()
-                unprocessed.extend(await loop.run_in_executor(None, search, query))
+                with contextlib.suppress(RuntimeError):  # the process exits
+                    unprocessed.extend(await loop.run_in_executor(None, search, query))
             return await recall(client, settings, bank, query, tuple(unprocessed))
 
         try:

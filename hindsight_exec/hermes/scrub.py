@@ -32,6 +32,7 @@ _SYNTHETIC = re.compile(
     r"|Watch patterns disabled|You are running as a scheduled cron job)"
     r"|Background process |ASYNC DELEGATION |Heartbeat\b|Goal set\]"
     r"|Continuing toward (?:your standing goal|this kanban task)"
+    r"|The work looks complete, but the task is still open\]"
     r"|CONTEXT COMPACTION|CONTEXT SUMMARY\]|PRIOR CONTEXT\b"
     r"|Your active task list was preserved across context compression\]"
     r"|System: (?:[Yy]our previous |[Tt]he previous (?:response|turn) |Continue now\."

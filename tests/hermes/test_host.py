@@ -89,10 +89,12 @@ def test_memory_is_shown_to_the_model(host, hindsight, llm):
     memory = {"id": "1", "text": "the door is blue", "type": "observation"}
     hindsight.answer("/recall", 200, {"results": [memory]})
     host.run(host.hermes, "-z", "which colour has the door?")
-    asked = json.dumps(llm.chats[0]["messages"])
-    assert "- the door is blue" in asked
+    # A later Hermes also has the session named, at the same time and without tools.
+    (chat,) = [one for one in llm.chats if one.get("tools")]
+    asked = json.dumps(chat["messages"])
+    assert "the door is blue" in asked
     assert "untrusted data" in asked
-    assert "hindsight_recall" in json.dumps(llm.chats[0]["tools"])
+    assert "hindsight_recall" in json.dumps(chat["tools"])
     (document,) = hindsight.documents()
     assert "blue" not in json.dumps(document.messages)
     host.check_silence()
