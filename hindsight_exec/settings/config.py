@@ -41,12 +41,14 @@ def _key(
     group: str = "",
     strict: bool = False,
     narrow: Any = None,
+    blank: bool = False,
     **options: Any,
 ) -> Any:
     """One key of config.json: how it is read, checked and shown to the user.
 
     A wrong value of a ``strict`` key turns memory off: it says where conversations
     go, or who may see them. Any other wrong value becomes ``narrow``, else the default.
+    ``blank``: an empty text is a value, not the absence of one.
     """
     metadata = {
         "kind": kind,
@@ -58,6 +60,7 @@ def _key(
         "group": group,
         "strict": strict,
         "narrow": narrow,
+        "blank": blank,
     }
     return field(default=default, metadata=metadata, **options)
 
@@ -107,7 +110,7 @@ class Settings:
     recall_max_tokens: int = _key(4096, "int", "Tokens recalled at most.", minimum=1, group="Recall")
     recall_max_input_chars: int = _key(800, "int", "Characters of a message that are searched for; 0 means all.",
         minimum=0, group="Recall")
-    recall_types: Tuple[str, ...] = _key(("observation",), "list", "Kinds of memories to recall; an empty list means all kinds.",
+    recall_types: Tuple[str, ...] = _key(("observation",), "list", "Kinds of memories to recall; an empty list means all kinds.", blank=True,
         choices=("observation", "world", "experience", "opinion"), group="Recall")
     recall_tags: Tuple[str, ...] = _key((), "list", "Recall only what has these tags.", strict=True, group="Recall")
     recall_tags_match: str = _key("any", "choice", "How recall_tags match; the strict ones leave out memories without tags.",

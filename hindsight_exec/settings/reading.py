@@ -147,8 +147,8 @@ def _stated(
     item: Field[Any], path: Optional[Path], raw: Mapping[str, Any], variables: _Variables
 ) -> Optional[_Stated]:
     variable = item.metadata["env"]
-    # An empty text leaves the key to its variable or its default. An empty list is a value.
-    empty = (None,) if item.metadata["kind"] == "list" and not variable else (None, "")
+    # An empty text leaves the key to its variable or its default.
+    empty = (None,) if item.metadata["blank"] else (None, "")
     for name in (item.name, *item.metadata["aliases"]):
         if raw.get(name) not in empty:
             return _Stated(str(path), name, raw[name])
