@@ -13,11 +13,40 @@ HEAD = """\
 
 <!-- Written by docs/configuration.py from hindsight_exec.settings.config.Settings. -->
 
-In Hermes: `$HERMES_HOME/hindsight/config.json`, else `~/.hindsight/config.json`, the same files, keys and variables as the Hindsight provider that Hermes 0.19 bundles. Outside Hermes: the second file and the environment. What the file names goes before the environment.
+The file, its keys and its variables are those of the Hindsight provider that Hermes 0.19 bundles.
 
-A wrong value is replaced, and one warning names the key, the value and what is used instead. Only a wrong server is different: guessing one would send conversations to a stranger, so memory stays off until it is corrected.
+## Which value counts
+
+The first place in this table that names a key counts, for each key by itself.
+
+| | place | when |
+|---|---|---|
+| 1 | `$HERMES_HOME/hindsight/config.json`; `~/.hindsight/config.json` if there is no such file | always; outside Hermes only the second file |
+| 2 | the administrator's `.env`: `$HERMES_MANAGED_DIR/.env`, else `/etc/hermes/.env` | with a Hermes folder |
+| 3 | the variables that Hermes has loaded, from its `.env` files, a vault or the shell | inside Hermes |
+| 4 | the profile's `$HERMES_HOME/.env` | with a Hermes folder |
+| 5 | the environment | outside Hermes |
+| 6 | the default | |
+
+- An empty text (`""`, or `NAME=` in a `.env`) names no value. An empty list is a value, and so is an empty text for `recall_types`.
+- Where there is a config.json, the bundled provider asks no variable for `mode`, `bank_id` and `recall_budget`. Here `HINDSIGHT_MODE`, `HINDSIGHT_BANK_ID` and `HINDSIGHT_BUDGET` count like all others. For the other keys with variables the two agree: a test compares them.
+- A `.env` is read with python-dotenv, as Hermes reads it: comments behind values, quotes, escapes, values over lines, `${NAME}` and `${NAME:-default}`. Characters that no HTTP header takes are dropped from keys and tokens.
+- In a gateway that serves several profiles, each profile has its own variables. Those of the profile that the gateway was started for reach no other, nor another's embedded server. Two profiles with the same `profile` key share an embedded server, and so its LLM and its database.
+- Turns bear times of the zone that Hermes is set to: `HERMES_TIMEZONE`, else `timezone` in config.yaml.
+
+## Wrong values
+
+A wrong value never sends conversations to another server or bank, and never shows more of them. The tables say for each key what happens: memory is *off* until the value is corrected, or the value in the column is used. One message names the file or the variable, the key, the value and what is used instead. A config.json that is not JSON (comments are not JSON) turns memory off as well: no other file is read in its place.
 """
 
+
+HEADER = "| key | default | environment | if wrong | |\n|---|---|---|---|---|"
+
+REPLACED = {
+    "bank": "off; of text, what no bank may hold is replaced",
+    "profile": "off; of text, what no file name may hold is replaced",
+    "template": "off; where a field is not known, `bank_id`",
+}
 
 TAIL = """
 ## When turns are sent, and what it costs
@@ -32,9 +61,9 @@ In all cases the rest is sent when the session ends or switches, at shutdown, at
 """
 
 
-def default(item: Any) -> str:
-    """The default as it is written in JSON."""
-    value = item.default
+def default(item: Any, value: Any = ...) -> str:
+    """The default, or another value, as it is written in JSON."""
+    value = item.default if value is ... else value
     if value is None or value in ("", ()):
         return ""
     if isinstance(value, bool):
@@ -42,6 +71,15 @@ def default(item: Any) -> str:
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{one}"' for one in value) + "]`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`"
+
+
+def if_wrong(item: Any) -> str:
+    """What a wrong value means."""
+    if item.metadata["strict"] or item.metadata["kind"] == "url":
+        return REPLACED.get(item.metadata["kind"], "off")
+    if item.metadata["narrow"] is not None:
+        return default(item, item.metadata["narrow"])
+    return "not set" if item.default in (None, "", ()) else "the default"
 
 
 def describe(item: Any) -> str:
@@ -63,10 +101,11 @@ def page() -> str:
     for item in configurable():
         if item.metadata["group"] != group:
             group = item.metadata["group"]
-            lines += [f"\n## {group}\n", "| key | default | environment | |", "|---|---|---|---|"]
+            lines += [f"\n## {group}\n", HEADER]
         names = "`" + "`, `".join((item.name, *item.metadata["aliases"])) + "`"
         variable = f"`{item.metadata['env']}`" if item.metadata["env"] else ""
-        lines.append(f"| {names} | {default(item)} | {variable} | {describe(item)} |")
+        cells = (names, default(item), variable, if_wrong(item), describe(item))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, TAIL])
 
 
