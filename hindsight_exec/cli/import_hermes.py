@@ -17,11 +17,10 @@ from hindsight_exec.conversation.turns import identifier, turn
 from hindsight_exec.delivery.schedule import Hold, chunks, documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
-from hindsight_exec.hermes import embedded
+from hindsight_exec.hermes import embedded, host
 from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, shown_of, when
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
-from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.folders import default_hermes_home
 
 from .connection import LOOK, ask, probe, until_stored
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     import argparse
 
     from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.settings.config import Settings
 
 # A session that was used so recently may still go on: the provider retains it live.
 _QUIET_SECONDS = 3600.0
@@ -89,7 +89,7 @@ class _Plan:
 
 def run(args: argparse.Namespace) -> int:
     home = Path(args.home).expanduser() if args.home else default_hermes_home(os.environ)
-    settings = Settings.load(home)
+    settings = host.load_settings(home)
     if settings.unusable or not settings.configured:
         remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"
         raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")

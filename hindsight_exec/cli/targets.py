@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hindsight_exec.client.urls import normalise_url
 from hindsight_exec.errors import ConfigError
-from hindsight_exec.hermes import embedded
+from hindsight_exec.hermes import embedded, host
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.folders import default_hermes_home, state_folder
 
@@ -84,7 +84,7 @@ def server_data() -> Path:
 def settings_of(place: Path) -> Settings:
     """The configuration of the directory's writers: Hermes, or the environment."""
     home = default_hermes_home(os.environ) if place == _hermes_outbox() else None
-    settings = Settings.load(home)
+    settings = host.load_settings(home) if home else Settings.load()
     embedded.know(settings)
     return settings
 

@@ -122,10 +122,22 @@ def profile_environment(settings: Settings) -> Dict[str, str]:
     environ = environment()
     kind, _, home = settings.credential.partition(":")
     if kind == "hermes":
-        loaded = _scope() is not None or "hermes_cli.env_loader" in sys.modules
         with contextlib.suppress(ConfigError, OSError):
-            return reading.profile_environment(Path(home), environ, host_loaded=loaded)
+            return reading.profile_environment(Path(home), environ, host_loaded=_has_loaded())
     return dict(environ)
+
+
+def load_settings(home: Path) -> Settings:
+    """The settings of any Hermes folder: what the host has loaded for its own is no other's."""
+    if not _has_loaded():
+        return Settings.load(home)
+    own = hermes_home().absolute() == home.absolute()
+    return Settings.load(home, environment() if own else _of_the_machine(), host_loaded=own)
+
+
+def _has_loaded() -> bool:
+    """Whether this process is Hermes, and its environment made of the files of a profile."""
+    return _scope() is not None or "hermes_cli.env_loader" in sys.modules
 
 
 def _scope() -> Optional[Mapping[str, str]]:

@@ -133,7 +133,7 @@ async def memories(
             query,
             budget=settings.recall_budget,
             max_tokens=settings.recall_max_tokens,
-            types=settings.recall_types,
+            types=settings.recall_types or None,
             **options,
         )
     except Rejected as error:

@@ -480,3 +480,12 @@ def test_before_a_session():
     provider._retain_queue.join()
     provider.shutdown()
     provider.shutdown()
+
+
+def test_all_kinds_of_memories(make, hindsight):
+    """An empty recall_types asks the server for no kind in particular."""
+    provider = make(recall_types=[])
+    provider.queue_prefetch("anything?")
+    provider.prefetch("next message")
+    (asked,) = [one.body for one in hindsight.seen if one.path.endswith("/recall")]
+    assert "types" not in asked

@@ -369,3 +369,14 @@ def test_the_desktop_panel_without_hermes():
     """Without Hermes there is no panel, and no error."""
     if host.take("plugins.memory.config_schema", "ProviderField") is None:
         assert importlib.reload(config_schema).CONFIG_SCHEMA is None
+
+
+def test_the_settings_of_another_profile(home, tmp_path, monkeypatch):
+    """Inside Hermes, what it has loaded completes its own profile, and no other."""
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("HINDSIGHT_API_URL", "http://mine")
+    assert host.load_settings(other).api_url == "http://mine"  # in a shell, it is meant for all
+    monkeypatch.setitem(sys.modules, "hermes_cli.env_loader", types.ModuleType("env_loader"))
+    assert host.load_settings(home).api_url == "http://mine"
+    assert not host.load_settings(other).configured

@@ -47,9 +47,7 @@ def load(home: Path, host_loaded: bool = False, **environ: str) -> Settings:
 )
 def test_the_zone_in_config_yaml(home: Path, line: str, name: str) -> None:
     """`timezone` at the top of config.yaml counts, in quotes or not."""
-    (home / "config.yaml").write_text(
-        f"model: x\n{line}\nmemory: {{}}\n", encoding="utf-8", newline=""
-    )
+    (home / "config.yaml").write_bytes(f"model: x\n{line}\nmemory: {{}}\n".encode())
     assert load(home).timezone == name
 
 
