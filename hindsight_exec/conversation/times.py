@@ -1,4 +1,4 @@
-"""Times as text."""
+"""Reads times that are text."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from datetime import datetime
 
 
 def parse_iso(text: str) -> datetime:
-    """An ISO 8601 time as every Python reads it; without an offset it is naive.
+    """Read an ISO 8601 time; one without an offset is naive.
 
-    Python < 3.11 reads neither the Z nor a fraction of other than 3 or 6 digits.
+    Python before 3.11 reads neither the Z nor fractions of other than 3 or 6 digits.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a time.
     """
     digits = re.sub(r"\.(\d+)", lambda match: "." + match[1][:6].ljust(6, "0"), text.strip())
     return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", digits))
 
 
 def parse_local(text: str) -> datetime:
-    """As :func:`parse_iso`; one without an offset is local time, and gets the local offset.
+    """Read an ISO 8601 time; one without an offset is local time, and gets the local offset.
 
     Raises:
-        ValueError, OverflowError, OSError: It is none, or none that the system knows an offset for.
+        ValueError, OverflowError, OSError: The text is not a time, or the system knows no offset
+            for it.
     """
     moment = parse_iso(text)
     return moment if moment.tzinfo else moment.astimezone()

@@ -1,10 +1,9 @@
-"""Transcripts of conversations as turns. Pure: lines in, turns out, no file and no network.
+"""Reads transcripts of conversations as turns. Pure: lines in, turns out, no file, no network.
 
 A transcript is JSON Lines of OpenAI-style messages, or one JSON list of them: `role`, `content` as
 text or as parts, and optionally `timestamp` (ISO 8601, or POSIX time in seconds or milliseconds).
-Messages are paired to turns: what the user says, and what the assistant says until the user speaks
-again. Tool calls, their results and system messages are not part of what was said and are left
-out, as they are by the Hermes provider.
+A turn is what the user says, and what the assistant says until the user speaks again. Tool calls,
+their results and system messages are left out, as by the Hermes provider.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from .turns import turn_messages
 _SAID = ("user", "assistant")
 _LEFT_OUT = ("system", "developer", "tool", "function")
 
-# A POSIX time above this is in milliseconds: as seconds it is the year 5138.
+# A POSIX time above this is in milliseconds: as seconds it would be in the year 5138.
 _MILLISECONDS = 1e11
 
 
 @dataclass(frozen=True)
 class TranscriptTurn:
-    """What the user said and what the assistant answered; one of them may be empty."""
+    """A question and its answer; one of them may be empty."""
 
     user: str
     assistant: str
@@ -46,7 +45,7 @@ class TranscriptTurn:
         assistant_prefix: str = "Assistant",
         localise: Callable[[datetime], datetime] = lambda at: at,
     ) -> list[dict[str, str]]:
-        """The turn's messages, each with its own time; `now` where the transcript has none.
+        """Return the turn's messages, each with its own time, or with `now` without one.
 
         ``localise`` gives a time the offset that it shall be stored with.
         """
@@ -66,12 +65,12 @@ class TranscriptTurn:
 def read_transcript(
     lines: Iterable[bytes], report: Callable[[int, str], object]
 ) -> Iterator[TranscriptTurn]:
-    """The transcript's turns, in its order, as its lines are read.
+    """Yield the turns of a transcript as its lines are read.
 
     Args:
         lines: The lines of the file, in UTF-8.
-        report: Called with the number and the reason for each line that is not understood; what
-            else there is goes on.
+        report: Called with the number of each unreadable line, and the reason; the other lines
+            are read.
     """
     return paired(_values(lines, report), report)
 
@@ -79,7 +78,7 @@ def read_transcript(
 def paired(
     messages: Iterable[tuple[int, Any]], report: Callable[[int, str], object]
 ) -> Iterator[TranscriptTurn]:
-    """The turns that numbered messages make; ``report`` as in :func:`read_transcript`."""
+    """Yield the turns of numbered messages; ``report`` as in :func:`read_transcript`."""
     turn = _Turn()
     for number, value in messages:
         try:
@@ -109,7 +108,7 @@ class _Message:
 
 @dataclass
 class _Turn:
-    """A turn that is being put together."""
+    """A turn that is being assembled."""
 
     user: list[_Message] = field(default_factory=list)
     assistant: list[_Message] = field(default_factory=list)
@@ -121,8 +120,8 @@ class _Turn:
 
     def finished(self) -> TranscriptTurn:
         texts = ["\n\n".join(entry.text for entry in side) for side in (self.user, self.assistant)]
-        # Several messages of one side: the user's first and the assistant's last time, which are
-        # those of the question and of the answer.
+        # Of several messages, the user's first and the assistant's last time: those of the
+        # question and of the answer.
         asked = [entry.at for entry in self.user if entry.at]
         answered = [entry.at for entry in self.assistant if entry.at]
         return TranscriptTurn(
@@ -137,7 +136,7 @@ class _Turn:
 def _values(
     lines: Iterable[bytes], report: Callable[[int, str], object]
 ) -> Iterator[tuple[int, Any]]:
-    """The JSON values of the transcript with the numbers of their lines."""
+    """Yield the JSON values of the transcript, with the numbers of their lines."""
     numbered = enumerate(lines, 1)
     first = True
     for number, line in numbered:
@@ -161,7 +160,7 @@ def _values(
 def _list_entries(
     first: int, text: str, report: Callable[[int, str], object]
 ) -> Iterator[tuple[int, Any]]:
-    """The entries of one JSON list, up to where it is broken."""
+    """Yield the entries of one JSON list, up to the first error."""
     decoder = json.JSONDecoder()
     position, line, counted = _skip(text, 1), first, 0
     if text.startswith("]", position):
@@ -175,7 +174,7 @@ def _list_entries(
                 at = getattr(error, "pos", position)
                 reason = getattr(error, "msg", error)
                 line += text.count("\n", counted, at)
-                report(line, f"the list is broken here, the rest of it is left out: {reason}")
+                report(line, f"the list is broken here, the rest is skipped: {reason}")
                 return
             yield line, value
             position = _skip(text, end)
@@ -184,24 +183,24 @@ def _list_entries(
                 break
             if not text.startswith(",", position):
                 line += text.count("\n", counted, position)
-                report(line, "the list is broken here, the rest of it is left out: no comma")
+                report(line, "the list is broken here, the rest is skipped: no comma")
                 return
             position = _skip(text, position + 1)
     if text[position:].strip():
-        report(line + text.count("\n", counted, position), "text after the list is left out")
+        report(line + text.count("\n", counted, position), "text after the list is skipped")
 
 
 def _skip(text: str, position: int) -> int:
-    """The position after white space."""
+    """Return the next position that is not white space."""
     found = re.compile(r"[ \t\r\n]*").match(text, position)
     return found.end() if found else position
 
 
 def _message(value: Any) -> _Message | None:
-    """What was said, None for what is left out.
+    """Return the message, or None for one that is left out.
 
     Raises:
-        TranscriptError: The value is no message.
+        TranscriptError: The value is not a message.
     """
     if not isinstance(value, dict):
         raise TranscriptError(f"a message must be a JSON object, not {_short(value)}")
@@ -220,7 +219,7 @@ def _message(value: Any) -> _Message | None:
         message.at = _time(value.get("timestamp"))
     except (ValueError, OverflowError, OSError):
         message.problem = (
-            f"timestamp {_short(value['timestamp'])} is not understood; the message is kept"
+            f"timestamp {_short(value['timestamp'])} is not a time; the message is kept without it"
         )
     return message
 
@@ -251,21 +250,21 @@ def _part(part: Any) -> str:
     kind = str(part.get("type", "attachment"))
     if kind.startswith("tool_"):
         return ""
-    return f"[{kind.replace('input_', '').replace('_url', '')}]"  # an image's data is no text
+    return f"[{kind.replace('input_', '').replace('_url', '')}]"  # an image's data is not text
 
 
 def _time(value: Any) -> datetime | None:
-    """A time with an offset; one without is local time.
+    """Read a time; one without an offset is local time.
 
     Raises:
-        ValueError, OverflowError, OSError: It is not understood.
+        ValueError, OverflowError, OSError: The value is not a time.
     """
     if value is None or value == "":
         return None
     if isinstance(value, str) and not re.fullmatch(r"-?\d+(\.\d+)?", value):
         return parse_local(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(value)  # noqa: TRY004 - one kind of error for all that is no time
+        raise ValueError(value)  # noqa: TRY004 - one kind of error for every value
     seconds = float(value)
     if not math.isfinite(seconds):
         raise ValueError(value)

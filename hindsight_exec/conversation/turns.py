@@ -1,13 +1,12 @@
-"""Turns, the documents they are written in, and the item that is sent.
+"""Turns, the documents that hold them, and the items that are sent.
 
-Pure: neither threads, nor disk, nor HTTP.  How documents are written, and why,
-is told in ``docs/architecture.md``: a document holds a few turns of one
-session as a FLAT JSON list of messages (Hindsight cuts such a list between
-messages), is written once under an id that sorts by time, and is tagged with
-its session.
+Pure: no threads, no disk, no HTTP. ``docs/architecture.md`` gives the reasons: a
+document holds a few turns of one session as a FLAT JSON list of messages, which
+Hindsight cuts between messages. It is written once, under an id that sorts by
+time, and tagged with its session.
 """
 
-# ruff: noqa: TRY004 (what is wrong with an argument is a ValueError, whatever it is)
+# ruff: noqa: TRY004 (every wrong argument is a ValueError)
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence  # typing's are slow to ask isinstance()
+from collections.abc import Iterable, Mapping, Sequence  # isinstance() is slow with those of typing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property, lru_cache
@@ -24,25 +23,25 @@ from typing import Any, Optional
 
 from .times import parse_iso
 
-# json.dumps() would make an encoder for each call.
+# json.dumps() would create an encoder for each call.
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
-# The server removes both (Hindsight 1.1.0); SQLite and UTF-8 do not take the
-# second, so that a turn holding one could not be kept at all.
+# The server removes both (Hindsight 1.1.0). SQLite and UTF-8 reject the second,
+# so a turn that holds one could not be stored at all.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
-#: Longer contents, in characters, are kept beside the JSON and written into it
-#: later, by the worker: that takes 0.3 ms for 100 KiB, and the user waits.
+#: Longer contents, in characters, are stored beside the JSON. The worker writes
+#: them into it later: this takes 0.3 ms for 100 KiB, and the user would wait.
 _LONG = 4000
 
-#: Longest identifier sent as it is, in characters. Document ids and tags are
-#: index keys on the server, and PostgreSQL's are bounded at some 2700 bytes.
+#: Longest identifier that is sent unchanged, in characters. Document ids and tags
+#: are index keys on the server, which PostgreSQL limits to some 2700 bytes.
 _LONGEST_IDENTIFIER = 255
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a request goes: a bank of a server, and the key's reference."""
+    """The bank that a request goes to: server, credential reference and bank."""
 
     url: str
     credential: str
@@ -51,15 +50,15 @@ class Destination:
 
 @dataclass(frozen=True)
 class Source:
-    """What the turns of one document share: where they go and what is said of them.
+    """What the turns of one document share: destination, session and attributes.
 
     Attributes:
         url: The server, without secrets.
-        credential: Reference that tells where the key for ``url`` is
-            configured; "" for none. Never the key.
+        credential: Reference to where the key for ``url`` is configured; "" for
+            none. Never the key itself.
         bank: The memory bank.
         session: The conversation; prefix of the document ids.
-        context: What the item says of its content, or "".
+        context: The item's description of its content, or "".
         tags: Tags of the document.
         metadata: Pairs of strings, sorted.
         observation_scopes: JSON text, or "".
@@ -83,23 +82,23 @@ class Source:
         return hash((self.session, self.destination, self.context, self.tags, self.metadata))
 
     def __hash__(self) -> int:
-        return self._hash  # asked for half a dozen times a turn
+        return self._hash  # used half a dozen times a turn
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn as it is kept.
+    """A turn as it is stored.
 
     Attributes:
         given_at: POSIX time in seconds.
         index: The turn's number in its session, from 1.
-        payload: Its messages as they are kept: JSON without the brackets of
-            the list, or, with long contents, three parts that a line end
-            parts: the numbers of the messages whose contents are long, the
-            list of messages with these contents' lengths in their places, and
-            the contents, one behind the other.
-        sizes: Length of each message's JSON in characters; of long contents
-            without the backslashes.
+        payload: The messages as JSON, without the brackets of the list. With
+            long contents it has three parts, separated by line ends: the
+            numbers of the messages with long contents, the list of messages
+            with the lengths of these contents in their places, and the
+            contents, concatenated.
+        sizes: The length of each message's JSON in characters; long contents
+            count without backslashes.
     """
 
     given_at: float
@@ -113,12 +112,12 @@ class Turn:
 
     @property
     def json(self) -> str:
-        """Its messages as JSON, without the brackets of the list."""
+        """The messages as JSON, without the brackets of the list."""
         return payload_json(self.payload)
 
 
 def payload_json(payload: str) -> str:
-    """What :attr:`Turn.json` is; a damaged payload as it is."""
+    """Return :attr:`Turn.json` of a payload; a damaged payload is returned unchanged."""
     if not payload.startswith("["):
         return payload
     try:
@@ -133,17 +132,17 @@ def payload_json(payload: str) -> str:
 
 
 def storable(text: str) -> str:
-    """``text`` without U+0000 and lone surrogates, which the server removes too."""
+    """Return the text without U+0000 and lone surrogates, which the server removes too."""
     if not text.isascii():
         try:
-            text.encode()  # much faster than the pattern, and nearly always enough
+            text.encode()  # much faster than the pattern, and nearly always sufficient
         except UnicodeEncodeError:
             return _UNSTORABLE.sub("", text)
     return text.replace("\x00", "") if "\x00" in text else text
 
 
 def identifier(text: str) -> str:
-    """A session or tag as the server can index it: long ones end in a hash."""
+    """Return a session or tag that the server can index: long ones end in a hash."""
     text = storable(text)
     if len(text) <= _LONGEST_IDENTIFIER:
         return text
@@ -162,11 +161,11 @@ def source(
     metadata: Optional[Mapping[str, Any]] = None,
     observation_scopes: Any = None,
 ) -> Source:
-    """A :class:`Source` of what a caller gave; each tag once, ``session:`` last.
+    """Return the :class:`Source` of a caller's arguments; each tag once, ``session:`` last.
 
     Raises:
         ValueError: ``bank`` or ``session`` is empty, ``tags`` is a single text,
-            ``metadata`` is no mapping, or ``observation_scopes`` is not JSON.
+            ``metadata`` is not a mapping, or ``observation_scopes`` is not JSON.
     """
     texts: dict[str, Any] = {"bank": bank, "session": session}
     for name, value in texts.items():
@@ -189,7 +188,7 @@ def source(
     )
 
 
-@lru_cache(maxsize=1024)  # mostly it is that of the turn before
+@lru_cache(maxsize=1024)  # mostly the one of the previous turn
 def _source(
     url: str,
     credential: str,
@@ -222,7 +221,7 @@ def turn_messages(
     user_prefix: str = "User",
     assistant_prefix: str = "Assistant",
 ) -> list[dict[str, str]]:
-    """The messages of a turn, labelled; an empty side is left out."""
+    """Return the messages of a turn with their prefixes; an empty side is left out."""
     stamp = at.isoformat()
     return [
         {"role": role, "content": f"{prefix}: {text}" if prefix else text, "timestamp": stamp}
@@ -235,10 +234,10 @@ def turn_messages(
 
 
 def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) -> Turn:
-    """A turn ready to be kept.
+    """Return a turn that is ready to be stored.
 
     Raises:
-        ValueError: There is no message, or one is not a JSON object.
+        ValueError: There is no message, or one of them is not a JSON object.
     """
     if not messages:
         raise ValueError("a turn needs at least one message")
@@ -265,8 +264,8 @@ def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) 
 def _storable_json(name: str, value: Any) -> str:
     try:
         text = storable(_json(value))
-        # The escape of U+0000, or somebody writes about it. One character is
-        # found a hundred times faster, and the user waits.
+        # The escape of U+0000, or a text about it. Looking for one character first
+        # is a hundred times faster, and the user waits.
         if "\\" in text and "\\u0000" in text:
             text = storable(_json(_storable_values(value)))
     except (TypeError, ValueError, RecursionError) as error:
@@ -285,7 +284,7 @@ def _storable_values(value: Any) -> Any:
 
 
 def document_item(source: Source, document_id: str, turns: Sequence[Turn]) -> bytes:
-    """The item that is sent for a document of ``turns``, as JSON in UTF-8."""
+    """Return the item for a document of ``turns``, as JSON in UTF-8."""
     content = "[" + ", ".join(turn.json for turn in turns) + "]"
     return _item(
         source,
@@ -301,7 +300,7 @@ def document_item(source: Source, document_id: str, turns: Sequence[Turn]) -> by
 
 
 def text_item(source: Source, document_id: str, text: str, at: float, timestamp: str = "") -> bytes:
-    """The item that is sent for a text that somebody asked to be remembered."""
+    """Return the item for a text that a user asked to remember."""
     stamp = storable(timestamp) or _local(at, None)
     return _item(source, document_id, storable(text), timestamp=stamp, retained_at=at)
 
@@ -349,7 +348,7 @@ def _zone(turn: Turn) -> Optional[tzinfo]:
 
 
 def _local(at: float, zone: Optional[tzinfo]) -> str:
-    # With an offset: the server reads dates like "yesterday" against it.
+    # With an offset: the server resolves words such as "yesterday" against it.
     return datetime.fromtimestamp(at, zone).astimezone(zone).isoformat()
 
 
@@ -359,16 +358,16 @@ def _utc(at: float) -> str:
 
 
 def time_ordered_id(at: float, key: str = "") -> str:
-    """A UUID (version 7) as text; such texts sort by ``at``, POSIX time in seconds.
+    """Return a UUID (version 7) as text; such texts sort by ``at``, POSIX time in seconds.
 
-    What follows the time is random, or made of ``key``: the same for the same.
+    The bits after the time are random, or a hash of ``key``.
 
-    Its 12 bits after the milliseconds are a finer fraction of the time (RFC
-    9562, method 3), so that turns a quarter of a microsecond apart sort right.
-    (``uuid.uuid7`` is new in Python 3.14, and takes no time.)
+    The 12 bits after the milliseconds are a finer fraction of the time (RFC
+    9562, method 3), so turns that are a quarter of a microsecond apart sort
+    correctly. (``uuid.uuid7`` is new in Python 3.14, and takes no time argument.)
     """
     milliseconds, rest = divmod(round(at * 1e9), 1_000_000)
-    # A text may hold lone surrogates, which are only taken out of what is sent.
+    # A key may hold lone surrogates; they are removed only from what is sent.
     made_of = key.encode("utf-8", "surrogatepass")
     rest_of_it = hashlib.sha256(made_of).digest()[:8] if key else os.urandom(8)
     number = int.from_bytes(rest_of_it, "big") >> 2
@@ -377,13 +376,12 @@ def time_ordered_id(at: float, key: str = "") -> str:
 
 
 def document_id(session: str, at: float, content: str) -> str:
-    """The id of the document that begins with ``content``, at the time ``at``.
+    """Return the id of the document that begins with ``content`` at the time ``at``.
 
-    The same for the same: a document that is made again, as the disk forgot
-    that it was made or somebody imports it again, takes the place of the first.
-    The ids of a session sort by ``at``, POSIX time in seconds.
-
-    The turn's time and not the document's: turns that waited for the next
-    start still sort before those that were given meanwhile.
+    Equal arguments give equal ids. So a document that is built twice replaces
+    itself: after the disk lost the record of it, or when it is imported again.
+    The ids of a session sort by ``at``, POSIX time in seconds: the time of the
+    turn, not of the document, so turns that waited for the next start sort
+    before those that came meanwhile.
     """
     return f"{session}/{time_ordered_id(at, content)}"

@@ -1,12 +1,11 @@
-"""A Hindsight-compatible server in one process and one file: for trying, for tests, for work offline.
+"""A Hindsight-compatible server in one process and one file, for trials, tests and offline work.
 
 It is NOT the memory engine. It answers the requests of Hindsight 1.1.0 that a client needs to
-retain, follow operations, read documents and recall; it stores the documents and finds them again
-by their words (SQLite FTS5, bm25). It extracts no facts, consolidates no observations and reflects
-on nothing.
+retain, follow operations, read documents and recall. It stores documents and finds them by their
+words (SQLite FTS5, bm25). It extracts no facts, consolidates no observations and does not reflect.
 
-It keeps everything in one SQLite file, which one server uses at a time. An acknowledged retain
-survives SIGKILL and power loss, and is stored once.
+Everything is in one SQLite file, which one server uses at a time. An acknowledged retain survives
+SIGKILL and power loss, and is stored once.
 """
 
 from __future__ import annotations

@@ -22,42 +22,42 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("hindsight_exec")
 
-#: The version of Hindsight whose answers these are.
+#: The version of Hindsight that this server imitates.
 API_VERSION = "1.1.0"
 
-#: What everybody who asks is told.
+#: Part of the answer to /version, and of what `serve` prints.
 NOTICE = (
-    "hindsight-exec's embedded server stores what it is given and finds it by its words."
+    "hindsight-exec's embedded server stores documents and finds them by their words."
     " It is not the Hindsight memory engine: no facts, no observations, no reflection."
 )
 
-#: The largest body in bytes, far above what a client sends; the real server has no bound.
+#: Size limit of a request body in bytes, far above what a client sends. The real server has none.
 MAX_BODY = 256 * 1024 * 1024
 
-#: The name of the database in the data folder.
+#: The name of the database in the data directory.
 DATABASE = "server.sqlite3"
 
 _OPEN = ("/version", "/v1/version", "/health", "/health/ready", "/health/live")
 _BANK = "/v1/default/banks/{bank}"
-_DOCUMENT = _BANK + r"/documents/{id:(?s:.+)}"  # slashes and line ends too
+_DOCUMENT = _BANK + r"/documents/{id:(?s:.+)}"  # with slashes and line ends
 
-# Seconds before operations that could not be run (a full disk) are tried again.
+# Seconds before operations that failed to run (a full disk) are retried.
 _AGAIN = 1.0
 
-# Seconds that requests in progress have to end when the server closes.
+# Seconds that requests in flight have to end when the server closes.
 _CLOSING = 2.0
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Api:
-    """The handlers. All run on the loop's thread, and so does SQLite: a request takes about 1 ms."""
+    """The handlers. They and SQLite run on the loop's thread: a request takes about 1 ms."""
 
     def __init__(self, database: Path | None, api_key: str | None, latency: float) -> None:
         self._database = database
         self._api_key = api_key
         self._latency = latency
-        self._store: Store  # from start-up on, so that its thread is the loop's
+        self._store: Store  # set at start-up, so that its thread is the loop's
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
@@ -82,7 +82,7 @@ class _Api:
     async def _lifetime(self, _app: web.Application) -> AsyncIterator[None]:
         self._store = Store(self._database)
         self._accepted = asyncio.Event()
-        self._accepted.set()  # a server that was killed has left some
+        self._accepted.set()  # a killed server may have left some
         worker = asyncio.ensure_future(self._run_operations())
         try:
             yield
@@ -93,7 +93,7 @@ class _Api:
             self._store.close()
 
     async def _run_operations(self) -> None:
-        """Run what was accepted, in its order; with a latency, that much later."""
+        """Run accepted operations in their order, each after the latency."""
         while True:
             await self._accepted.wait()
             self._accepted.clear()
@@ -108,7 +108,7 @@ class _Api:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """The key, the latency, and errors as the real server words them."""
+        """Check the key, wait for the latency, and word errors as the real server does."""
         if self._latency:
             await asyncio.sleep(self._latency)
         try:
@@ -123,8 +123,8 @@ class _Api:
             _logger.warning("%s %s: %s", request.method, request.path, error)
             return _json({"detail": str(error)}, 500)
         except (ConnectionError, web.RequestPayloadError):
-            # Raised, it would be logged as an error. Nobody reads this.
-            return _json({"detail": "The client left in the middle of its request"}, 400)
+            # Raising it would log an error. The client does not read this response.
+            return _json({"detail": "The client closed the connection during its request"}, 400)
         except Exception:
             _logger.exception("%s %s", request.method, request.path)
             return _json({"detail": "Internal server error"}, 500)
@@ -251,19 +251,19 @@ class _Api:
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
-    # ASCII escapes: what a refused request held may not be UTF-8.
+    # With ASCII escapes: a refused request's content may not be UTF-8.
     return web.Response(text=json.dumps(value), status=status, content_type="application/json")
 
 
 def create_app(
     database: Path | None, *, api_key: str | None = None, latency: float = 0.0
 ) -> web.Application:
-    """The server as an aiohttp application.
+    """Return the server as an aiohttp application.
 
     Args:
-        database: The SQLite file, made if need be; None keeps everything in memory.
+        database: The SQLite file, created if necessary; None keeps everything in memory.
         api_key: The key that requests must carry; /version and /health stay open.
-        latency: Seconds that each request takes longer, and each operation stays pending.
+        latency: Seconds by which each request is delayed, and each operation stays pending.
 
     Raises at start-up:
         ConfigError: The database cannot be opened, or another server uses it.
@@ -272,14 +272,14 @@ def create_app(
 
 
 class EmbeddedServer:
-    """The server in a process: start it on a loop, close it on the same.
+    """A server in this process. Start and close it on the same loop.
 
     Args:
-        data: The folder of the database, made if need be; None keeps everything in memory.
-        host: The address to listen at.
+        data: The directory of the database, created if necessary; None keeps all in memory.
+        host: The address to listen on.
         port: The port; 0 takes a free one.
         api_key: The key that requests must carry; /version and /health stay open.
-        latency: Seconds that each request takes longer, and each operation stays pending.
+        latency: Seconds by which each request is delayed, and each operation stays pending.
     """
 
     def __init__(
@@ -301,14 +301,14 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where it answers; empty until it is started."""
+        """The server's URL; empty until it is started."""
         return self._url
 
     async def start(self) -> str:
         """Open the database, listen, and return the URL.
 
         Raises:
-            ConfigError: The folder cannot be written, another server uses it, or the port is taken.
+            ConfigError: The directory is not writable, another server uses it, or the port is taken.
         """
         app = create_app(self._database, api_key=self._api_key, latency=self._latency)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSING)
@@ -319,7 +319,7 @@ class EmbeddedServer:
             await runner.cleanup()
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"cannot listen at {self._host} port {self._port}: {reason}"
+                f"cannot listen on {self._host} port {self._port}: {reason}"
             ) from error
         except BaseException:
             await runner.cleanup()
@@ -330,7 +330,7 @@ class EmbeddedServer:
         return self._url
 
     async def close(self) -> None:
-        """Stop listening, end what is in progress and close the database. Idempotent."""
+        """Stop listening, end requests in flight and close the database. Idempotent."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()

@@ -1,4 +1,4 @@
-"""The embedded server's file: opened, checked, locked; one connection, one thread, one server."""
+"""Opens, checks and locks the embedded server's file: one connection, one thread, one server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
-# Seconds another process may hold the file before it counts as in use: longer than a server that
-# is ending needs.
+# Seconds after which a file that another process holds counts as in use: longer than a server
+# needs to end.
 _BUSY = 3.0
 
 _SCHEMA = """
@@ -43,12 +43,12 @@ CREATE TRIGGER unit_gone AFTER DELETE ON units BEGIN
     INSERT INTO words (words, rowid, text) VALUES ('delete', old.number, old.text); END;
 """
 
-# What leads from an older version to this one; all else is new.
+# The scripts that lead from older versions to this one.
 _UPGRADES = {1: "DROP TRIGGER unit_made;\n"}
 
 
 def open_database(path: Path | None) -> sqlite3.Connection:
-    """The database at the path, made if need be; None keeps it in memory.
+    """Open the database, created if necessary; None keeps it in memory.
 
     Raises:
         ConfigError: It cannot be opened, is newer than this package, or another server uses it.
@@ -57,8 +57,8 @@ def open_database(path: Path | None) -> sqlite3.Connection:
     try:
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Made by us first: SQLite would let others read it. Never opened when it is there: to
-            # close it again would drop the locks of another server in this process.
+            # We create it, as SQLite would let other users read it. An existing file is not opened:
+            # closing it again would drop the locks of another server in this process.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         sql = sqlite3.connect(name, timeout=_BUSY, isolation_level=None)
@@ -79,10 +79,10 @@ def open_database(path: Path | None) -> sqlite3.Connection:
 
 def _prepare(sql: sqlite3.Connection, name: str) -> None:
     sql.row_factory = sqlite3.Row
-    # One server a file: two that write one WAL can lose rows (SQLite < 3.51.3).
+    # One server for each file: two that write one WAL can lose rows (SQLite before 3.51.3).
     first(sql, "PRAGMA locking_mode = EXCLUSIVE")
     first(sql, "PRAGMA journal_mode = WAL")
-    # An acknowledged retain survives power loss too: its client forgets it then.
+    # An acknowledged retain must survive power loss: its client forgets it.
     sql.execute("PRAGMA synchronous = FULL")
     sql.execute("PRAGMA foreign_keys = ON")
     sql.create_function("casefold", 1, str.casefold, deterministic=True)
@@ -99,9 +99,9 @@ def _prepare(sql: sqlite3.Connection, name: str) -> None:
 def first(
     sql: sqlite3.Connection, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()
 ) -> Any:
-    """The statement's first row, or None.
+    """Return the first row, or None.
 
-    Read to the end: on PyPy, what is left of a statement stays open and no transaction can be
+    It reads to the end: on PyPy, a statement with rows left stays open, and no transaction can be
     committed beside it.
     """
     return next(iter(sql.execute(statement, values).fetchall()), None)
@@ -109,20 +109,20 @@ def first(
 
 @contextlib.contextmanager
 def transaction(sql: sqlite3.Connection) -> Iterator[None]:
-    """All of the block's statements, or none."""
+    """Commit all statements of the block, or none."""
     sql.execute("BEGIN IMMEDIATE")
     try:
         yield
         sql.execute("COMMIT")
     except BaseException:
-        # A full disk has ended the transaction already.
+        # SQLite ends the transaction itself after some errors (a full disk).
         if sql.in_transaction:
             sql.execute("ROLLBACK")
         raise
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The script's statements: `executescript` would end the transaction they belong to."""
+    """Yield the statements of a script: `executescript` would end our transaction."""
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

@@ -1,4 +1,4 @@
-"""What the embedded server's database is asked: documents, recall and the configuration of banks."""
+"""The embedded server's queries: documents, recall, and the configuration of banks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .requests import MISSIONS, Refused
 if TYPE_CHECKING:
     import sqlite3
 
-#: Units a recall looks at, by budget; `max_tokens` cuts the answer as well.
+#: Number of units that a recall considers, by budget; `max_tokens` limits the answer as well.
 CANDIDATES = {"low": 10, "mid": 30, "high": 100}
 
-# English text has about four characters to a token; the real server counts with a tokenizer.
+# English has about four characters to a token; the real server counts with a tokenizer.
 _CHARS_PER_TOKEN = 4
 
 _UNITS = "(SELECT count(*) FROM units WHERE document = documents.number) AS unit_count"
 
 
 class Reader:
-    """The questions that a database answers. Not thread-safe.
+    """Queries of a database. Not thread-safe.
 
     Raises (all methods that name a bank):
         Refused: 404 for an unknown bank or document.
@@ -31,11 +31,11 @@ class Reader:
         self._sql = sql
 
     def check(self) -> None:
-        """Raises sqlite3.Error when the database does not answer."""
+        """Raise sqlite3.Error if the database does not answer."""
         first(self._sql, "SELECT count(*) FROM banks")
 
     def document(self, bank: str, document: str) -> dict[str, Any]:
-        """One document with its text.
+        """Return a document with its text.
 
         Raises:
             Refused: 404.
@@ -72,7 +72,7 @@ class Reader:
         limit: int,
         offset: int,
     ) -> dict[str, Any]:
-        """One page of a bank's documents, the newest first.
+        """Return a page of a bank's documents, the newest first.
 
         Raises:
             Refused: 404 for an unknown bank.
@@ -119,10 +119,10 @@ class Reader:
         budget: str,
         max_tokens: int,
     ) -> list[dict[str, Any]]:
-        """The units that hold any of the words, the best match (bm25) first.
+        """Return the units that contain any of the words, the best match (bm25) first.
 
-        Nothing is consolidated here, so each unit answers as an `observation` too, where that is
-        asked for and its own type is not.
+        This server consolidates nothing, so a unit also counts as an `observation`, where the
+        request asks for this type and not for the unit's own.
 
         Raises:
             Refused: 404 for an unknown bank.
@@ -131,7 +131,7 @@ class Reader:
         where, values = _tagged(tags, tags_match)
         if "observation" not in types:
             where += f" AND units.kind IN ({_names(values, 'type', types)})"
-        # Words in quotes are text, never operators of the query language.
+        # Quoted words are text, never operators of the query language.
         values.update(bank=bank, words=" OR ".join(f'"{word}"' for word in words))
         rows = self._sql.execute(
             "SELECT units.*, bm25(words) AS score, documents.id AS document_id, documents.fields"  # noqa: S608
@@ -166,7 +166,7 @@ class Reader:
         return results
 
     def config(self, bank: str) -> dict[str, Any]:
-        """The bank's missions.
+        """Return the bank's missions.
 
         Raises:
             Refused: 404 for an unknown bank.
@@ -199,14 +199,14 @@ def _document(row: sqlite3.Row) -> dict[str, Any]:
 
 
 def _names(values: dict[str, Any], prefix: str, entries: Sequence[str]) -> str:
-    """Names for the entries in a statement; the entries are added to its values."""
+    """Return names for the entries in a statement, and add the entries to its values."""
     names = [f"{prefix}{number}" for number in range(len(entries))]
     values.update(zip(names, entries))
     return ", ".join(f":{name}" for name in names)
 
 
 def _tagged(tags: Sequence[str], match: str) -> tuple[str, dict[str, Any]]:
-    """The condition on a document's tags, and its values."""
+    """Return the condition on a document's tags, and its values."""
     values: dict[str, Any] = {}
     wanted = list(dict.fromkeys(tags))
     if not wanted and match != "exact":

@@ -1,7 +1,7 @@
-"""What the embedded server accepts: requests checked as the real one checks them.
+"""Checks the requests of the embedded server as the real server does.
 
-A wrong request raises `Refused` with the status and the `detail` the real server answers with
-(FastAPI's list of errors for 422), so that a client which is right here is right there.
+A wrong request raises `Refused` with the real server's status and `detail` (FastAPI's list of
+errors for 422), so a client that works here works there.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MISSIONS = ("observations_mission", "reflect_mission", "retain_mission")
 UPDATE_MODES = ("replace", "append")
 SCOPES = ("per_tag", "combined", "all_combinations", "shared")
 
-# What a recall searches for at most: an OR of thousands of words would stop the server.
+# Number of words that a recall searches for: an OR of thousands would block the server.
 _WORDS = 200
 
-# Hindsight's limit: a longer id would not fit its storage keys.
+# Hindsight's limit; a longer id would not fit its storage keys.
 _BANK_BYTES = 192
 
 
-class Refused(Exception):  # noqa: N818 - what it is, not an error of this program
-    """A request that is answered with an error: its HTTP status and the answer's `detail`."""
+class Refused(Exception):  # noqa: N818 - an answer, not an error of this program
+    """The response to a wrong request: its HTTP status and `detail`."""
 
     def __init__(self, status: int, detail: Any) -> None:
         super().__init__(status, detail)
@@ -42,7 +42,7 @@ class Refused(Exception):  # noqa: N818 - what it is, not an error of this progr
 
 
 class _Errors:
-    """The errors of one request body, all of them, as FastAPI lists them."""
+    """All errors of a request body, as FastAPI lists them."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
@@ -75,10 +75,10 @@ class _Errors:
 
 
 def body(raw: bytes) -> dict[str, Any]:
-    """The JSON object a request carries, without what cannot be stored.
+    """Return the JSON object of a request, without characters that cannot be stored.
 
     Raises:
-        Refused: 400 for bytes that are no text, 422 for all else that is no JSON object.
+        Refused: 400 for bytes that are not text, 422 for anything else but a JSON object.
     """
     errors = _Errors()
     value: Any = None
@@ -99,7 +99,7 @@ def body(raw: bytes) -> dict[str, Any]:
 
 
 def bank_id(bank: str) -> str:
-    """The id, if a bank of that name may be made.
+    """Return the id if a bank may have this name.
 
     Raises:
         Refused: 400.
@@ -114,10 +114,10 @@ def bank_id(bank: str) -> str:
 
 
 def operation_id(text: str) -> str:
-    """An operation's id out of a path, in its canonical form.
+    """Return the id of an operation in its canonical form.
 
     Raises:
-        Refused: 400 when it is no UUID.
+        Refused: 400 if it is not a UUID.
     """
     try:
         return str(uuid.UUID(text))
@@ -126,10 +126,10 @@ def operation_id(text: str) -> str:
 
 
 def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | None]:
-    """The items, whether they may be stored later, and the operation id the caller chose.
+    """Return the items, whether they may be stored later, and the caller's operation id.
 
     Raises:
-        Refused: 422 for wrong types, 400 for what cannot be done.
+        Refused: 422 for wrong types, 400 for impossible requests.
     """
     errors = _Errors()
     entries = request.get("items")
@@ -161,7 +161,7 @@ def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | N
                 f"Batch contains duplicate document_ids: {twice}. Each content item in an async"
                 " batch must have a unique document_id; async=false folds them into one document.",
             )
-    # Without any id the items are one document, beside named ones each is its own.
+    # Items without ids make one document; beside named items, each makes its own.
     shared = None if any(item["document_id"] for item in items) else str(uuid.uuid4())
     for item in items:
         item["document_id"] = item["document_id"] or shared or str(uuid.uuid4())
@@ -220,7 +220,7 @@ def _item(entry: Any, index: int, errors: _Errors) -> dict[str, Any]:
 
 
 def _tags(value: Any) -> Any:
-    """Tags as a list, also where a tool bridge sent the list as one string of JSON."""
+    """Return tags as a list; some tool bridges send the list as a JSON string."""
     if not isinstance(value, str):
         return value
     try:
@@ -231,7 +231,7 @@ def _tags(value: Any) -> Any:
 
 
 def _event_date(value: Any, at: Sequence[str | int], errors: _Errors) -> str | None:
-    """When the content happened, as ISO 8601 with an offset; None when the request says nothing."""
+    """Return the time of the content as ISO 8601 with an offset; None without one."""
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -246,7 +246,7 @@ def _event_date(value: Any, at: Sequence[str | int], errors: _Errors) -> str | N
 
 
 def recall(request: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `Store.recall`.
+    """Return the arguments of `Store.recall`.
 
     Raises:
         Refused: 422.
@@ -290,7 +290,7 @@ def recall(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def missions(request: dict[str, Any]) -> dict[str, str | None]:
-    """The part of a bank's configuration that is kept here: its missions.
+    """Return the part of a bank's configuration that this server stores: its missions.
 
     Raises:
         Refused: 422 for wrong types, 400 for other fields.
@@ -313,7 +313,7 @@ def missions(request: dict[str, Any]) -> dict[str, str | None]:
 
 
 def count(query: Mapping[str, str], name: str, default: int) -> int:
-    """A number of 0 or more out of a query string.
+    """Return a number of 0 or more from a query string.
 
     Raises:
         Refused: 422.

@@ -1,8 +1,7 @@
-"""What the embedded server keeps: banks, operations, documents and their units.
+"""The embedded server's changes: banks, operations, documents and their units.
 
-Durable before it is acknowledged: an accepted operation carries its items and is committed before
-its answer, and the documents it writes and its status `completed` are ONE transaction. So a server
-that was killed runs what was pending once, and never twice.
+An operation is committed, with its items, before the server acknowledges it. Its documents and its
+status `completed` are ONE transaction. So a killed server runs pending operations once, never twice.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Store(Reader):
-    """Banks, documents and operations. Not thread-safe: made, used and closed on one thread.
+    """Banks, documents and operations. Not thread-safe: create, use and close it on one thread.
 
     Raises:
         ConfigError: The file cannot be opened, or another server uses it.
@@ -39,9 +38,9 @@ class Store(Reader):
     # -- retain -----------------------------------------------------------------------------------
 
     def accept(self, bank: str, items: list[dict[str, Any]], chosen: str | None) -> tuple[str, int]:
-        """Keep the items as a pending operation; its id and count.
+        """Store the items as a pending operation; return its id and the number of items.
 
-        An id that the caller chose before gives its first answer, and nothing is done.
+        A repeated id of the caller's returns the first answer and changes nothing.
 
         Raises:
             Refused: 409 for another bank's operation.
@@ -69,7 +68,7 @@ class Store(Reader):
             self._write(bank, items)
 
     def run_pending(self, limit: int = 50) -> int:
-        """Run the oldest pending operations, in their order; how many were run."""
+        """Run the oldest pending operations in their order; return how many."""
         with transaction(self._sql):
             rows = self._sql.execute(
                 "SELECT number, bank, items FROM operations WHERE status = 'pending'"
@@ -81,7 +80,7 @@ class Store(Reader):
                 try:
                     self._write(row["bank"], json.loads(row["items"]))
                 except sqlite3.OperationalError:
-                    raise  # a full disk, not this operation: all of them stay pending
+                    raise  # a full disk, for example: all operations stay pending
                 except Exception as error:
                     self._sql.execute("ROLLBACK TO operation")
                     self._end(row["number"], "failed", str(error))
@@ -91,7 +90,7 @@ class Store(Reader):
         return len(rows)
 
     def _end(self, number: int, status: str, error: str | None) -> None:
-        # A completed operation's items stand in its documents; a failed one's wait for its retry.
+        # The documents hold a completed operation's items; a failed one's wait for its retry.
         now = _now()
         self._sql.execute(
             "UPDATE operations SET status = ?, error = ?, updated_at = ?, completed_at = ?,"
@@ -107,7 +106,7 @@ class Store(Reader):
         for item in items:
             documents.setdefault(item["document_id"], []).append(item)
         written = [self._write_document(bank, name, parts) for name, parts in documents.items()]
-        # All at once: FTS5 writes its index down at the end of each statement (45 µs a unit, so 6).
+        # In one statement: FTS5 writes its index at the end of each (6 µs a unit instead of 45).
         self._sql.execute(
             "INSERT INTO words (rowid, text) SELECT number, text FROM units"
             " WHERE document IN (SELECT value FROM json_each(?))",
@@ -124,7 +123,7 @@ class Store(Reader):
         if old is not None and any(part["append"] for part in parts):
             text = join_parts([old["text"], text])
         tags = list(dict.fromkeys(tag for part in parts for tag in part["tags"]))
-        # The time of sending is no part of it: what is sent again changes nothing.
+        # Without the time of sending, so that a resend changes nothing.
         fields = _text({"tags": tags, "params": parts[0]["params"]})
         if old is not None and (old["text"], old["fields"]) == (text, fields):
             return None
@@ -161,7 +160,7 @@ class Store(Reader):
     # -- operations -------------------------------------------------------------------------------
 
     def operation(self, bank: str, operation: str) -> dict[str, Any]:
-        """The operation as the API shows it; an unknown one has the status `not_found`."""
+        """Return the operation as the API shows it; an unknown one has the status `not_found`."""
         row = first(
             self._sql, "SELECT * FROM operations WHERE id = ? AND bank = ?", (operation, bank)
         )
@@ -209,7 +208,7 @@ class Store(Reader):
     # -- documents and banks ------------------------------------------------------------
 
     def delete_document(self, bank: str, document: str) -> int:
-        """Delete the document and its units; how many units it had.
+        """Delete the document and its units; return how many units it had.
 
         Raises:
             Refused: 404.
@@ -220,7 +219,7 @@ class Store(Reader):
         return count
 
     def update_config(self, bank: str, updates: Mapping[str, str | None]) -> dict[str, Any]:
-        """Set missions of the bank, None removes one; the bank is made if need be."""
+        """Set missions of the bank, which is created if necessary; None removes a mission."""
         with transaction(self._sql):
             self._make_bank(bank)
             merged = {**self.config(bank)["overrides"], **updates}

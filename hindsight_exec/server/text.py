@@ -1,6 +1,6 @@
-"""Pure text work of the embedded server: what is removed, joined and cut into units.
+"""Cleans, joins and cuts the texts of the embedded server. Pure.
 
-Each rule is the real server's (Hindsight 1.1.0), so that a document looks the same in both.
+Each rule is the real server's (Hindsight 1.1.0), so a document looks the same in both.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import re
 from dataclasses import dataclass
 from typing import Any, Iterator
 
-#: The longest unit in characters: the size in which Hindsight cuts a document.
+#: The longest unit in characters: the size of Hindsight's chunks.
 UNIT_CHARS = 3000
 
-# What PostgreSQL cannot store and UTF-8 cannot say. Python joins surrogate PAIRS of JSON escapes
-# to one character while it parses, so whatever is left here stands alone.
+# What PostgreSQL cannot store and UTF-8 cannot encode. Python's parser joins PAIRS of escaped
+# surrogates to one character, so those that are left stand alone.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
-# Where a long text is cut, the best place first.
+# Where a long text may be cut, the best place first.
 _BREAKS = ("\n\n", "\n", ". ", " ")
 
 
 def sanitize(value: Any) -> Any:
-    """The JSON value without U+0000 and lone surrogates in any string or key of it."""
+    """Return the JSON value without U+0000 and lone surrogates in its strings and keys."""
     if isinstance(value, str):
-        # Asked first, as it takes a tenth of the time.
+        # This check first: it takes a tenth of the time.
         plain = value.isascii() and "\x00" not in value
         return value if plain else _UNSTORABLE.sub("", value)
     if isinstance(value, list):
@@ -35,7 +35,7 @@ def sanitize(value: Any) -> Any:
 
 
 def join_parts(parts: list[str]) -> str:
-    """One document's parts as its text: JSON lists of objects are merged, all else by lines."""
+    """Join the parts of a document: JSON lists of objects are merged, other texts by lines."""
     merged: list[Any] = []
     for part in parts:
         entries = _json(part)
@@ -48,7 +48,7 @@ def join_parts(parts: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """What recall finds: one message of a conversation, or one piece of a text."""
+    """What recall finds: a message of a conversation, or a piece of a text."""
 
     text: str
     kind: str  # "experience": what the assistant said; "world": all else
@@ -56,10 +56,10 @@ class Unit:
 
 
 def units(document: str) -> list[Unit]:
-    """The units of a document's text, in its order."""
+    """Return the units of a document's text, in order."""
     messages = list(_messages(_json(document)))
     if not messages:
-        # What appends of nested conversations look like: one JSON list on each line.
+        # Appended nested conversations have one JSON list on each line.
         messages = [entry for line in document.split("\n") for entry in _messages(_json(line))]
     found: list[Unit] = []
     for message in messages or [{"content": document}]:
@@ -77,7 +77,7 @@ def _json(text: str) -> Any:
 
 
 def _messages(value: Any) -> Iterator[dict[str, Any]]:
-    """The messages in a list of messages, or in a list of turns that are lists of messages."""
+    """Yield the messages of a list of messages, or of a list of turns."""
     for entry in value if isinstance(value, list) else [value]:
         for message in entry if isinstance(entry, list) else [entry]:
             if isinstance(message, dict) and "role" in message:
@@ -95,7 +95,7 @@ def _pieces(text: str) -> Iterator[str]:
     text = text.strip()
     while len(text) > UNIT_CHARS:
         cuts = (text.rfind(mark, 1, UNIT_CHARS) + len(mark) for mark in _BREAKS)
-        # A mark in the first half would leave a crumb; a text without marks is cut anywhere.
+        # A cut in the first half would leave a crumb; a text without marks is cut anywhere.
         cut = next((cut for cut in cuts if cut > UNIT_CHARS // 2), UNIT_CHARS)
         yield text[:cut].strip()
         text = text[cut:].strip()

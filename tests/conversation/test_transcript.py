@@ -179,12 +179,12 @@ def test_a_bad_line_is_named_and_the_rest_goes_on(line: bytes, reason: str) -> N
 
 @pytest.mark.parametrize("stamp", ["soon", [], True, 1e300, "1e999", {"$date": 5}])
 def test_a_bad_time_does_not_cost_the_message(stamp: Any) -> None:
-    """A time that is not understood is told; the message stays."""
+    """A time that is not understood is reported; the message stays."""
     turns, problems = read(json.dumps(user("fine", timestamp=stamp)))
     assert [turn.user for turn in turns] == ["fine"]
     assert turns[0].user_at is None
     assert problems[0][0] == 1
-    assert "is not understood" in problems[0][1]
+    assert "is not a time" in problems[0][1]
 
 
 def test_a_broken_list_gives_what_it_holds() -> None:
@@ -200,7 +200,7 @@ def test_a_broken_list_gives_what_it_holds() -> None:
         assert "the list is broken here" in problems[0][1]
     turns, problems = read(whole + "\n{}")
     assert len(turns) == 2
-    assert problems == [(19, "text after the list is left out")]
+    assert problems == [(19, "text after the list is skipped")]
 
 
 def test_a_byte_order_mark_and_windows_lines() -> None:

@@ -677,7 +677,7 @@ def test_a_port_in_use_is_one_line(api: Api) -> None:
 @pytest.mark.parametrize("option", [{"host": "no.such.host.invalid"}, {"port": 70000}])
 def test_an_unusable_address_is_one_line(option: dict[str, Any]) -> None:
     """An address nobody can listen at is a ConfigError."""
-    with pytest.raises(ConfigError, match="cannot listen at"):
+    with pytest.raises(ConfigError, match="cannot listen on"):
         start(**option)
 
 
