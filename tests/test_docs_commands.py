@@ -110,6 +110,10 @@ ELSEWHERE = {
             CI,
             "readme_step",
         ),
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[cli,test,hermes]' && .venv/bin/pytest": (
+            CI,
+            "readme_step",
+        ),
         "pip install .": (CI, "readme_step"),
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
@@ -150,6 +154,8 @@ ELSEWHERE = {
     "makes environments of its own; that each is there is checked": {
         ".ci/run": (CI, "tox_step"),
         "ruff format": ("tox.ini", "ruff format --check"),
+        'pytest -m "not soak and not processes"': ("tox.ini", '-m "not soak and not processes"'),
+        "pytest tests/outbox": ("tests/outbox/test_outbox.py", "import pytest"),
         **{
             f"tox -e {name}": (CI, step)
             for name, step in (
