@@ -79,7 +79,7 @@ def hermes_home() -> Path:
 
 def tool(name: str) -> str:
     """A program that Hermes keeps for itself; "" if it has none."""
-    launcher = _take("pm", "uv_launcher")  # from 0.22 on
+    launcher = take("pm", "uv_launcher")  # from 0.22 on
     with contextlib.suppress(Exception):
         found = launcher(name) if launcher else None
         if found:
