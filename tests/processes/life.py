@@ -263,6 +263,6 @@ class Life:
     # --- its words --------------------------------------------------------
 
     def _is_noise(self, line: str) -> bool:
-        if NO_NOISE.search(line) or not line.strip():
+        if self.model.crashes or NO_NOISE.search(line) or not line.strip():
             return False
         return not self.model.logs or bool(TROUBLE.search(line))

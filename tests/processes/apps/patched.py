@@ -18,9 +18,10 @@ def patch() -> None:
 
 if when == "before":
     patch()
-giving = importlib.import_module("giving")
+importlib.import_module("hindsight_exec").RetainWriter
 if when == "after":
     patch()
+giving = importlib.import_module("giving")
 giving.give(10)
 spawned = [green.spawn(giving.give, 10) for _ in range(2)]
 for one in spawned:
