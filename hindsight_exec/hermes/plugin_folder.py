@@ -52,7 +52,7 @@ elif find_spec("hindsight_exec") is None:
 
 def register(ctx):
     """Hand Hermes a memory provider."""
-    from hindsight_exec.hermes import HindsightMemoryProvider
+    from hindsight_exec.hermes import HindsightMemoryProvider  # noqa: PLC0415 - found only now
 
     # Hermes 0.19 also registers memory plugins as general ones, whose ctx takes no provider.
     if hasattr(ctx, "register_memory_provider"):
