@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
 from hindsight_exec.conversation.turns import identifier, turn
 from hindsight_exec.delivery.schedule import Hold, chunks, documents
@@ -206,12 +206,14 @@ def _import(
     return UNDONE if counters.own_dead else OK
 
 
-def _messages(one: PastTurn, settings: Settings, now: datetime) -> list[dict[str, str]]:
+def _messages(
+    one: PastTurn, settings: Settings, now: datetime, **more: Any
+) -> list[dict[str, str]]:
     return one.messages(
         now,
         user_prefix=settings.retain_user_prefix,
         assistant_prefix=settings.retain_assistant_prefix,
-        localise=settings.localise,
+        **more,
     )
 
 
@@ -222,7 +224,9 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
     for one in past.turns:
         shown = shown_of(one, settings)
         if shown is not None:
-            messages.append((_messages(shown, settings, now), when(one) or now.timestamp()))
+            given = _messages(shown, settings, now, localise=settings.localise)
+            messages.append((given, when(one) or now.timestamp()))
+            # Without the zone: documents are named by these, wherever an import runs.
             originals.append(_messages(one, settings, now))
     while True:
         try:

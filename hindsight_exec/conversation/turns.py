@@ -339,10 +339,14 @@ hashlib.sha256()
 
 
 def _zone(turn: Turn) -> Optional[tzinfo]:
-    """The zone in which a turn's first message states its time, if it does."""
+    """The zone in which a turn's first message states its time, if it does.
+
+    UTC is what programs write: it tells nothing of where the people are.
+    """
     try:
         message, _ = json.JSONDecoder().raw_decode(turn.json)
-        return parse_iso(message["timestamp"]).tzinfo
+        at = parse_iso(message["timestamp"])
+        return at.tzinfo if at.utcoffset() else None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
