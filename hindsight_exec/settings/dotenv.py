@@ -156,6 +156,10 @@ def with_variables(
     Raises:
         ConfigError: The changed file would be read otherwise than it should.
     """
+    try:
+        dialect.split(_decode(raw)[2])
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be changed: {error} (nothing was written)") from error
     for name, value in changes.items():
         spellings = dialect.spellings if value is not None else (str,)
         for spelling in spellings:

@@ -376,3 +376,17 @@ def test_sessions_of_the_real_host(home, run, server):
     status, _, err = run("--yes", "--session", "real")
     assert (status, err) == (0, "")
     assert stored(server.url) == {"real": said("real", *range(9))}
+
+
+def test_an_import_in_another_time_zone(history, run, server, home, monkeypatch):
+    """A session's documents are named by its times, not by the zone that they are stored with."""
+    history.session("one")
+    history.talk("one", *range(5))
+    monkeypatch.setenv("HERMES_TIMEZONE", "Asia/Kolkata")
+    assert run("--yes")[0] == 0
+    first = [one["id"] for one in documents(server.url)]
+    assert "+05:30" in json.dumps(documents(server.url))
+    (home / "hindsight" / "outbox" / "imported.jsonl").unlink()
+    monkeypatch.setenv("HERMES_TIMEZONE", "Europe/Berlin")
+    assert run("--yes", "--session", "one")[0] == 0
+    assert [one["id"] for one in documents(server.url)] == first

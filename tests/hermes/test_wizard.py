@@ -151,3 +151,24 @@ def test_a_config_yaml_that_is_not_understood(setup, home, hindsight):
     shown = setup("local_external", hindsight.url, "", "")
     assert "hermes config set memory.provider hindsight_exec" in shown
     assert not (home / "hindsight").exists()
+
+
+def test_all_files_are_checked_before_one_is_written(setup, home):
+    """A `.env` that cannot be changed leaves all files as they were, and is named."""
+    raw = "HINDSIGHT_API_KEY=old\n".encode("utf-32")
+    (home / ".env").write_bytes(raw)
+    shown = setup("local_external", "http://127.0.0.1:9", "new", "b")
+    assert f"Not set up: {home / '.env'} cannot be changed: it is UTF-32" in shown
+    assert not (home / "hindsight" / "config.json").exists()
+    assert not (home / "config.yaml").exists()
+    assert (home / ".env").read_bytes() == raw
+
+
+def test_a_file_in_another_encoding(setup, home, hindsight):
+    """A `.env` with bytes that are not UTF-8 is changed all the same, and keeps them."""
+    (home / ".env").write_bytes("NAME=caf\u00e9\nHINDSIGHT_API_KEY=old\n".encode("latin-1"))
+    setup("local_external", hindsight.url, "new", "b")
+    assert (home / ".env").read_bytes() == "NAME=caf\u00e9\nHINDSIGHT_API_KEY=new\n".encode(
+        "latin-1"
+    )
+    assert saved(home)["bank_id"] == "b"
