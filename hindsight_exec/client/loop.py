@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import CLOSE, DRAIN, SERVE, DrainingExecutor, call_at_exit
+from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.process import call_in_child, renew_if_forked
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class BackgroundLoop:
         with self._lock:
             if closer in self._closers:
                 self._closers.remove(closer)
+
+    def is_inside(self) -> bool:
+        """Whether the calling thread is the loop's, or was interrupted inside a method."""
+        run = self._run
+        is_loop = run is not None and threading.current_thread() is run.thread
+        return is_loop or holds(self._lock)
 
     def __repr__(self) -> str:
         run = self._run

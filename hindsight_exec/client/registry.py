@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional, Protocol, Tuple, TypeVar
 
 from hindsight_exec.errors import ExecutorClosed, Unavailable
+from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.process import call_in_child, renew_if_forked
 
 from .loop import background_loop
@@ -19,7 +20,7 @@ from .loop import background_loop
 if TYPE_CHECKING:
     from .api import HindsightClient
 
-__all__ = ["Finder", "Lease", "find_by", "lease"]
+__all__ = ["Finder", "Lease", "find_by", "is_inside", "lease"]
 
 T = TypeVar("T")
 _Target = Tuple[str, str, float]
@@ -176,3 +177,8 @@ def lease(url: str, key: str, timeout: float) -> Lease:
         shared = _shared.setdefault(target, _Shared(target))
         shared.holders += 1
         return Lease(shared)
+
+
+def is_inside() -> bool:
+    """Whether this thread is the loop's, or was interrupted inside the loop or this module."""
+    return holds(_lock) or background_loop().is_inside()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import uuid
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, TypeVar
 
 from hindsight_exec.conversation.turns import document_id, document_item
+from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox.store import MAX_SOURCES
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from hindsight_exec.outbox.store import Outbox
 
     from .progress import Progress
+
+T = TypeVar("T")
 
 #: Held turns read in one transaction. With 100 000 rows a concurrent put would
 #: wait for 0.65 s.
@@ -111,7 +115,7 @@ class Backlog:
 
     def take_all(self) -> None:
         """Make all held turns and all closed documents due now."""
-        with self.progress:
+        with self.progress.lock:
             for held in self.outbox.held():
                 self.holding[held.source] = Holding(
                     Hold(), now(), turns=held.turns, chars=held.chars, ended=True
@@ -148,6 +152,11 @@ class Backlog:
             self._sources[number] = self.outbox.source(number)
         return self._sources[number]
 
+    def ask(self, question: Callable[[Outbox], T]) -> Iterator[T]:
+        """Yield the outbox's reply; nothing if it cannot be read or was closed meanwhile."""
+        with contextlib.suppress(OutboxUnavailable, ValueError):
+            yield question(self.outbox)
+
     def turns_of(self, batch: Batch) -> list[tuple[Source, int]]:
         """Return how many turns of which sources a batch has."""
         return [(self.source(number), turns) for number, turns in self.outbox.turns_of(batch)]
@@ -172,7 +181,7 @@ class Backlog:
                 knows when to ask again.
         """
         due = []
-        with self.progress:
+        with self.progress.lock:
             holding = list(self.holding.items())
         for number, held in holding:
             ended = everything or held.ended or held.last + held.hold.idle <= at
@@ -189,7 +198,7 @@ class Backlog:
 
     def _close_documents(self, number: int, held: Holding, *, ended: bool) -> None:
         source = self.source(number)
-        with self.progress:
+        with self.progress.lock:
             held.noticed = False  # a turn that arrives from here on wakes the worker again
             held.ended = held.ended and not ended
         while True:
@@ -211,7 +220,7 @@ class Backlog:
                 self.ready.add(self.outbox.close_documents(number, documents))
             if len(rows) < _ROWS or not documents:
                 break
-        with self.progress:
+        with self.progress.lock:
             # Counted under the lock: a turn noted before is in the file, and a
             # turn noted later adds to this count.
             held.turns, held.chars = self.outbox.count_held(number)

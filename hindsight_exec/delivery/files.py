@@ -54,8 +54,8 @@ class Files:
         self._own = own
         # Held while a file is adopted, and while files of other processes are
         # read: no file is ever open twice in a process. Taken before `_lock`.
-        self._opening = threading.Lock()
-        self._lock = threading.Lock()  # guards all that follows
+        self.opening = threading.RLock()
+        self._lock = progress.lock  # guards all that follows
         self._claims: dict[Backlog, spool.Claim] = {}
         self._skip: set[Path] = set()  # files that this process cannot deliver
 
@@ -91,7 +91,7 @@ class Files:
         for path in self._others():
             if len(backlogs) == room:
                 break
-            with self._opening:
+            with self.opening:
                 try:
                     claim = spool.adopt(path)
                 except OutboxUnavailable as error:
@@ -105,7 +105,7 @@ class Files:
     @contextlib.contextmanager
     def foreign(self) -> Iterator[list[Path]]:
         """The files that are not open here; none of them is opened meanwhile."""
-        with self._opening:
+        with self.opening:
             paths = spool.files(self._folder)
             with self._lock:
                 known = {claim.path for claim in self._claims.values()}
@@ -192,7 +192,7 @@ class Files:
         with self._lock:
             claim = self._claims.pop(backlog, None)
         if claim is not None and backlog.broken:
-            with self._opening:
+            with self.opening:
                 backlog.outbox.close()
                 self._set_aside(claim, None)
         else:

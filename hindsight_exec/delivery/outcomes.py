@@ -222,7 +222,7 @@ class Outcomes:
             batch.accepted = True
             self._note(exchange)
             self._servers.succeeded(server)
-            backlog.poll(batch, now() + next_poll(0), 0)
+            self._poll_again(exchange, 0)
             self._progress.accepted(backlog.turns_of(batch), own=not backlog.adopted)
             if not self._progress.waiting:
                 self._servers.all_accepted()
@@ -321,7 +321,7 @@ class Outcomes:
         batch.retries += 1
         batch.retry_at = time.time() + wait
         self._note(exchange, detail)
-        with self._progress:
+        with self._progress.lock:
             self._progress.counters.last_error = detail
         backlog.poll(batch, now() + wait, _RETRY)
 

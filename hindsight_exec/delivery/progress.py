@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Iterable, Optional
+from typing import TYPE_CHECKING, Callable, Iterable, Optional
 
-from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.waiting import acquire, now
 
 if TYPE_CHECKING:
     from hindsight_exec.conversation.turns import Source
@@ -46,16 +48,20 @@ class Counters:
     last_error: str = ""
 
 
-class Progress(threading.Condition):
-    """Counts turns by source; notified when a turn advances or a server fails.
+class Progress:
+    """Counts turns by source, and wakes waiting threads when one advances or a server fails.
 
     Guarantees:
-        Its lock guards everything in it and the hints of each backlog.
-        Nobody holds it during a request, a callback or a big transaction.
+        ``lock`` is the engine's only lock: it guards everything here, the hints
+        of each backlog, and what else the classes of the engine say. Nobody
+        holds it during a request, a callback or a big transaction. It is
+        re-entrant, as a finalizer may come in anywhere.
+        Threads that wait hold no lock, and what wakes each is a lock of its own:
+        a Ctrl-C cannot leave one in a wrong state.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self.lock = threading.RLock()
         self.counters = Counters()
         self.waiting: dict[Source, int] = {}  # turns not accepted
         self.unfinished: dict[Source, int] = {}  # turns not completed
@@ -63,6 +69,37 @@ class Progress(threading.Condition):
         self.failures: dict[tuple[str, str], int] = {}
         self.watchers = 0  # threads that wait for completion
         self.advanced_at = now()  # when a turn advanced or began to wait
+        self.changes = 0
+        self._waiters: deque[threading.Lock] = deque()
+
+    def notify_all(self) -> None:
+        """Wake the waiting threads. Called with the lock held, after the change."""
+        self.changes += 1
+        for _ in range(len(self._waiters)):
+            with contextlib.suppress(IndexError):  # one has just given up
+                self._waiters.popleft().release()
+
+    def wait_for(self, condition: Callable[[], bool], timeout: Optional[float]) -> bool:
+        """Wait until the condition is true; return it. Called without the lock."""
+        deadline = None if timeout is None else now() + timeout
+        while True:
+            woken = threading.Lock()
+            woken.acquire()
+            # Before the look: a change that comes after it finds us here.
+            self._waiters.append(woken)
+            try:
+                left = None if deadline is None else max(0.0, deadline - now())
+                if condition() or left == 0:
+                    return condition()
+                acquire(woken, left)
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(woken)
+
+    def wait_for_change(self, timeout: float) -> None:
+        """Wait for the next change, so many seconds at most."""
+        changes = self.changes
+        self.wait_for(lambda: self.changes != changes, timeout)
 
     def given(self, source: Source, turns: int = 1) -> None:
         """Count turns that the outbox has taken. Called with the lock held."""
@@ -74,7 +111,7 @@ class Progress(threading.Condition):
 
     def accepted(self, turns: TurnsBySource, *, own: bool) -> None:
         """Count turns that the server has; ``own`` if this process was given them."""
-        with self:
+        with self.lock:
             self.counters.accepted += _total(turns)
             self.counters.last_success = time.time()
             self.advanced_at = now()
@@ -84,7 +121,7 @@ class Progress(threading.Condition):
 
     def completed(self, turns: TurnsBySource, *, own: bool) -> None:
         """Count turns that the server has processed."""
-        with self:
+        with self.lock:
             self.counters.completed += _total(turns)
             if own:
                 self.counters.own_completed += _total(turns)
@@ -101,7 +138,7 @@ class Progress(threading.Condition):
         for source, waiting, turns in unfinished:
             before = rows.get(source, (0, 0))
             rows[source] = (before[0] + waiting, before[1] + turns)
-        with self:
+        with self.lock:
             for place, counts in enumerate((self.waiting, self.unfinished)):
                 for source, count in list(counts.items()):
                     excess = count - rows.get(source, (0, 0))[place]
@@ -111,7 +148,7 @@ class Progress(threading.Condition):
 
     def forgotten(self, turns: TurnsBySource) -> None:
         """Count accepted turns as waiting again: the server does not have them after all."""
-        with self:
+        with self.lock:
             for source, count in turns:
                 self.waiting[source] = self.waiting.get(source, 0) + count
 
@@ -119,7 +156,7 @@ class Progress(threading.Condition):
         self, turns: TurnsBySource, reason: str, detail: str, *, own: bool, accepted: bool
     ) -> None:
         """Count turns that have become dead letters."""
-        with self:
+        with self.lock:
             self.counters.dead += _total(turns)
             reasons = self.counters.dead_by_reason
             reasons[reason] = reasons.get(reason, 0) + _total(turns)
@@ -133,14 +170,14 @@ class Progress(threading.Condition):
 
     def failed(self, server: tuple[str, str], error: str) -> None:
         """Count a failed request."""
-        with self:
+        with self.lock:
             self.counters.last_error = error
             self.failures[server] = self.failures.get(server, 0) + 1
             self.notify_all()
 
     def count(self) -> Counters:
         """Return a copy of the counters."""
-        with self:
+        with self.lock:
             return replace(
                 self.counters,
                 waiting=sum(self.waiting.values()),

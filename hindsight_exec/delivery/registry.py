@@ -21,6 +21,8 @@ _engines: dict[Path, Engine] = {}
 # make or close a writer while its thread is in here.
 _lock = threading.RLock()
 _settles_at_exit = False
+# Closed engines that have a file of turns which were given after closing.
+_late: list[Engine] = []
 # A forked child keeps its parent's engines referenced, and never touches them:
 # collecting one would close SQLite connections of the parent.
 _inherited: list[object] = []
@@ -36,11 +38,21 @@ def join(handle: Handle) -> Engine:
             _settles_at_exit = True
         engine = _engines.get(handle.folder)
         if engine is None:
-            engine = _engines[handle.folder] = Engine(handle.folder, handle.settings)
+            engine = Engine(handle.folder, handle.settings, on_late=_late.append)
+            engine = _engines.setdefault(handle.folder, engine)
+            for late in [one for one in _late if one.folder == handle.folder]:
+                _late.remove(late)
+                late.release_late()
         engine.add(handle)
     if spool.files(handle.folder):
         engine.wake()  # dead processes may have left turns there
     return engine
+
+
+def living(engine: Engine) -> Engine:
+    """Return the engine; if it is closed, another one of its folder that is not."""
+    other = _engines.get(engine.folder) if engine.closed else None
+    return engine if other is None or other.closed else other
 
 
 def leave(engine: Engine, handle: Handle, timeout: float) -> None:
@@ -62,9 +74,9 @@ def _settle_all() -> None:
 
 
 def _renew() -> None:
-    global _engines, _lock, _settles_at_exit
-    _inherited.append(_engines)
-    _engines, _lock, _settles_at_exit = {}, threading.RLock(), False
+    global _engines, _late, _lock, _settles_at_exit
+    _inherited.append((_engines, _late))
+    _engines, _late, _lock, _settles_at_exit = {}, [], threading.RLock(), False
 
 
 call_in_child(_renew)

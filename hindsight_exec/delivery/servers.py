@@ -87,7 +87,7 @@ class Servers:
         server = self._all.get(target)
         if server is None:
             server = Server(target)
-            with self._progress:
+            with self._progress.lock:
                 self._all[target] = server
         if server.lease is None or server.lane.paused:
             key = self._key(destination.credential, destination.url)
@@ -155,14 +155,14 @@ class Servers:
 
     def hurry(self) -> None:
         """Retry servers in trouble once, now: a thread waits. Safe from any thread."""
-        with self._progress:
+        with self._progress.lock:
             for server in self._all.values():
                 if not server.lane.paused:
                     server.lane.backoff.hurry()
 
-    def paused(self, url: str, credential: str) -> bool:
+    def paused(self, target: tuple[str, str]) -> bool:
         """Whether the server refused the key, so that nothing is sent. Safe from any thread."""
-        server = self._all.get((url, credential))
+        server = self._all.get(target)
         return server is not None and server.lane.paused
 
     def release(self, wait: float) -> None:

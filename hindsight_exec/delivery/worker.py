@@ -52,6 +52,7 @@ class Delivery:
         prepare: Prepares for the first request, if there is time before it.
         retire: Told that a backlog is idle, or that it cannot be used
             (``backlog.broken``).
+        take_deferred, seconds_to_pause: See :class:`.intake.Intake`.
         stall_after: Seconds without progress, while turns are waiting, after
             which one warning is logged.
     """
@@ -65,11 +66,15 @@ class Delivery:
         adopt: Callable[[int], list[Backlog]],
         prepare: Callable[[], None],
         retire: Callable[[Backlog], None],
+        take_deferred: Callable[[], None],
+        seconds_to_pause: Callable[[], float],
         stall_after: float = 300.0,
     ) -> None:
         self._adopt = adopt
         self._prepare = prepare
         self._retire = retire
+        self._take_deferred = take_deferred
+        self._seconds_to_pause = seconds_to_pause
         self._stall_after = stall_after
         self.progress = Progress()
         self.servers = Servers(lease=lease, key=key, progress=self.progress, notify=notify)
@@ -81,7 +86,7 @@ class Delivery:
         # From any thread, without a lock:
         # A queue, as its put() is re-entrant: a finalizer may give a turn anywhere.
         self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._closing = False
+        self._closing = self._patient = False
         self._outcomes = Outcomes(
             servers=self.servers,
             progress=self.progress,
@@ -99,7 +104,7 @@ class Delivery:
 
     def end(self, matches: Optional[Callable[[Source], bool]] = None) -> None:
         """Make the held turns of matching sources (all without it) due now."""
-        with self.progress:
+        with self.progress.lock:
             for backlog in self.backlogs:
                 for number, held in list(backlog.holding.items()):
                     if held.ended:
@@ -111,7 +116,7 @@ class Delivery:
 
     def watch(self, watching: bool) -> None:
         """Poll often while a thread waits for completion."""
-        with self.progress:
+        with self.progress.lock:
             self.progress.watchers += 1 if watching else -1
             self._poll_now = watching or self._poll_now
 
@@ -122,7 +127,7 @@ class Delivery:
 
     def start(self) -> bool:
         """Wake the worker; return True if the caller must submit :meth:`run`."""
-        with self.progress:
+        with self.progress.lock:
             started, self.running = self.running, True
         if started:
             self.wake()
@@ -130,12 +135,23 @@ class Delivery:
 
     def ended(self) -> None:
         """Note that :meth:`run` is not running: it was not started, or came to harm."""
-        with self.progress:
+        with self.progress.lock:
             self.running = False
             self.progress.notify_all()
 
-    def close(self) -> None:
-        """Send what can be sent, take each server's failure as final, and end."""
+    def add(self, backlog: Backlog) -> None:
+        """Deliver this backlog, too."""
+        with self.progress.lock:
+            self.backlogs.append(backlog)
+
+    def close(self, *, patient: bool = False) -> None:
+        """Send what can be sent, take each server's failure as final, and end.
+
+        Args:
+            patient: Not while other threads still give turns, one after the other.
+        """
+        if not self._closing:
+            self._patient = patient
         self._closing = True
         self.wake()
 
@@ -167,14 +183,17 @@ class Delivery:
         if self._closing and not self.servers.closing:
             self.servers.closing = True
             self.servers.hurry()
+        self._take_deferred()
         try:
             due = self._pass(waiting.now(), self.servers.closing)
         except Exception:
             _logger.exception("Delivery failed and will be tried again")
             due = None if self.servers.closing else waiting.now() + _DISK_PAUSE
         abandoned = self._outcomes.abandoned
+        if due is None and self._patient and (pause := self._seconds_to_pause()):
+            due = waiting.now() + pause
         if abandoned or (due is None and not self._outcomes.in_flight):
-            with self.progress:
+            with self.progress.lock:
                 if abandoned or self._signals.empty():
                     self.running = False
                     self.progress.notify_all()
@@ -218,7 +237,7 @@ class Delivery:
                 due.append(now + _DISK_PAUSE)
                 continue
             if backlog.broken or (backlog.adopted and backlog.idle):
-                with self.progress:
+                with self.progress.lock:
                     self.backlogs.remove(backlog)
                 self._retire(backlog)
                 self._adopt_at = min(self._adopt_at, now)  # there is room for more
@@ -300,13 +319,13 @@ class Delivery:
         return [heap[0][0]] if heap else []
 
     def _postpone(self, backlog: Backlog) -> None:
-        with self.progress:
+        with self.progress.lock:
             self.backlogs.remove(backlog)
             self.backlogs.append(backlog)
 
     def _look_for_stall(self, now: float) -> list[float]:
         """Warn once if no turn advances; return when to look again."""
-        with self.progress:
+        with self.progress.lock:
             turns = sum(self.progress.waiting.values())
             stalls_at = self.progress.advanced_at + self._stall_after
         if not turns or now < stalls_at:
@@ -332,20 +351,20 @@ class Delivery:
         room = min(_ADOPTED - active, _ADOPTED_STUCK - len(adopted))
         if room <= 0:
             return
-        with self.progress:
+        with self.progress.lock:
             self.adopting = True
         backlogs: list[Backlog] = []
         try:
             backlogs = self._adopt(room)
         finally:
-            with self.progress:
+            with self.progress.lock:
                 self.backlogs += backlogs
                 self.adopting = False
         self._adopt_at = now if len(backlogs) == room else now + _ADOPT
 
     def _is_stuck(self, backlog: Backlog) -> bool:
         """Whether only polls are left, or sends to servers in trouble."""
-        with self.progress:
+        with self.progress.lock:
             held = list(backlog.holding)
         destinations = [backlog.source(number).destination for number in held]
         destinations += [backlog.destination(number) for number in backlog.to_send()]

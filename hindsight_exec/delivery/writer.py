@@ -12,22 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 
 from hindsight_exec.conversation import turns
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.settings.folders import state_folder
 
 from .progress import Counters
-from .registry import join, leave
+from .registry import join, leave, living
 from .schedule import Hold, documents
 
 if TYPE_CHECKING:
     import threading
 
     from hindsight_exec.conversation.turns import Source, Turn
-    from hindsight_exec.outbox.store import Outbox
     from hindsight_exec.settings.config import Settings
 
     from .engine import Engine
+    from .intake import Intake
 
 __all__ = ["Counters", "RetainWriter"]
+
+#: Sources after which a writer forgets those whose turns have arrived.
+_SOURCES = 64
 
 
 class RetainWriter:
@@ -40,8 +44,11 @@ class RetainWriter:
         on_trouble: Called on the worker thread with a text for the user: once
             when turns begin to wait on disk, and once when all have arrived.
 
-    Safe from any thread, and usable in a forked child, which writes its own
-    outbox. Exit needs no :meth:`close`: turns are sent for up to
+    Safe from any thread, and from finalizers. Where they would wait for
+    themselves, :meth:`flush`, :meth:`close` and :meth:`deliver_all` raise
+    RuntimeError: in ``on_trouble``, and in a finalizer that interrupted a put.
+    A turn that such a finalizer gives is on disk a moment after its ``put``.
+    Usable in a forked child, which writes its own outbox. Exit needs no :meth:`close`: turns are sent for up to
     ``settings.drain_timeout`` seconds, and the next process that uses the
     folder sends the rest.
     """
@@ -58,6 +65,7 @@ class RetainWriter:
         self.on_trouble = on_trouble
         self.hold = Hold.of(settings)
         self._sources: set[Source] = set()  # guarded by the engine's lock
+        self._most_sources = _SOURCES
         self._closed = False
         self._engine = join(self)
 
@@ -75,8 +83,8 @@ class RetainWriter:
     ) -> bool:
         """Take a turn; it is on disk when this returns.
 
-        It never waits for the network. After :meth:`close`, or when the
-        process exits, the turn is kept all the same and the next process sends it.
+        It never waits for the network. After :meth:`close`, or at exit, the turn
+        is kept all the same, counts as waiting, and the next process sends it.
 
         Args:
             messages: The turn's messages: JSON objects with ``role``,
@@ -89,30 +97,25 @@ class RetainWriter:
             immediate: Make a document of this turn alone and send it now.
 
         Returns:
-            Whether it is on disk; else it is in memory only, or, after close, lost.
+        timeout = self.settings.drain_timeout if timeout is None else timeout
+        deadline = now() + timeout
 
         Raises:
             ValueError: An argument is unusable; nothing was taken.
             OutboxFull: The outbox has reached its bound; nothing was taken.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
-        engine = self._joined()
-        given_at, index = engine.next_turn(source)
-        turn = turns.turn(messages, given_at=given_at, index=index)
-        if immediate:
+
+        def take(intake: Intake) -> bool:
+            given_at, index = intake.next_turn(source)
+            turn = turns.turn(messages, given_at=given_at, index=index)
+            if not immediate:
+                return intake.put(source, turn, self.hold)
             document_id = turns.document_id(source.session, given_at, turn.payload)
             item = turns.document_item(source, document_id, [turn])
-            return self._keep_document(engine, source, document_id, item, given_at)
-        if self._closed or engine.closed:
-            return engine.keep_for_later(lambda outbox: outbox.put(source, turn))
-        backlog, number = engine.keep(lambda outbox: outbox.put(source, turn))
-        self._note(engine, source)
-        with engine.delivery.progress:
-            engine.delivery.progress.given(source)
-            should_wake = backlog.hold(number, turn.chars, self.hold)
-        if should_wake:
-            engine.wake()
-        return backlog.outbox.path is not None
+            return intake.put_document(source, document_id, item, given_at, 1)
+
+        return self._take(source, take)
 
     def put_text(
         self,
@@ -136,11 +139,14 @@ class RetainWriter:
         if not text.strip():
             raise ValueError(f"a text to retain must not be empty, not {text!r}")
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
-        engine = self._joined()
-        given_at, _ = engine.next_turn(source, counts=False)
-        document_id = turns.document_id(source.session, given_at, text)
-        item = turns.text_item(source, document_id, text, given_at, timestamp)
-        return self._keep_document(engine, source, document_id, item, given_at)
+
+        def take(intake: Intake) -> bool:
+            given_at, _ = intake.next_turn(source, counts=False)
+            document_id = turns.document_id(source.session, given_at, text)
+            item = turns.text_item(source, document_id, text, given_at, timestamp)
+            return intake.put_document(source, document_id, item, given_at, 1)
+
+        return self._take(source, take)
 
     def put_conversation(
         self,
@@ -185,7 +191,7 @@ class RetainWriter:
             first = named[start]
             name = document_id or turns.document_id(source.session, first.given_at, first.payload)
             item = turns.document_item(source, name, kept[start : start + count])
-            self._keep_document(self._joined(), source, name, item, first.given_at, count)
+            self._put_document(source, name, item, first.given_at, count)
             start += count
 
     def end_session(self, session: str) -> None:
@@ -213,6 +219,9 @@ class RetainWriter:
             Whether all turns given through this writer arrived (or became dead
             letters, see :meth:`counters`).
         """
+        self._joined().forbid_wait("flush")
+        if session is not None:
+            session = turns.identifier(session)
         return self._flush(timeout, session=session, completed=completed, patient=True)
 
     def close(self, timeout: Optional[float] = None, *, leave_to_others: bool = False) -> bool:
@@ -220,32 +229,31 @@ class RetainWriter:
 
         It waits for ``timeout`` seconds (by default ``settings.drain_timeout``)
         at most, and not after the server has failed: the rest stays on disk.
-        The last writer of the folder closes the HTTP sessions.
 
         Args:
-            leave_to_others: If the process has other writers of the folder,
-                begin to send held turns, but do not wait; the last writer waits
-                for all. Hundreds of writers then close with a few requests
-                instead of one each.
+            leave_to_others: Begin to send held turns, but let the last writer of
+                the folder wait for all: hundreds of writers then close with a
+                few requests instead of one each.
 
         Returns:
             As :meth:`flush`.
         """
         timeout = self.settings.drain_timeout if timeout is None else timeout
-        deadline = time.monotonic() + timeout
+        deadline = now() + timeout
         engine = self._joined()
+        engine.forbid_wait("close")
         with engine.lock:
             was_closed, self._closed = self._closed, True
             has_others = len(engine.handles) > 1
         if was_closed:
-            return True
+            return self._flush(0, session=None, completed=False, patient=False)
         done = self._flush(
             0 if leave_to_others and has_others else timeout,
             completed=not self.settings.retain_async,
             patient=False,
             session=None,
         )
-        leave(engine, self, max(0.0, deadline - time.monotonic()))
+        leave(engine, self, max(0.0, deadline - now()))
         return done
 
     def counters(self) -> Counters:
@@ -253,7 +261,7 @@ class RetainWriter:
         engine = self._joined()
         counters = engine.delivery.progress.count()
         if counters.waiting:
-            oldest = engine.oldest()
+            oldest = engine.intake.oldest()
             counters.oldest_age = max(0.0, time.time() - oldest) if oldest else 0.0
         return counters
 
@@ -269,29 +277,13 @@ class RetainWriter:
             Whether no turn waits in these files any longer. The server may
             still be processing those it has accepted.
         """
-        engine = self._joined()
-        delivery = engine.delivery
-        deadline = time.monotonic() + timeout
-        delivery.end()
-        delivery.servers.hurry()
-        engine.wake()
-        while True:
-            with delivery.progress:
-                delivery.progress.wait(min(0.2, max(0.0, deadline - time.monotonic())))
-                running = delivery.running
-            if look is not None:
-                look(engine.waiting())
-            # In this order: a file that is opened in between is waited for.
-            if not engine.unopened() and not engine.is_waiting():
-                return True
-            if not running or time.monotonic() >= deadline:
-                return False
+        return self._joined().deliver_all(timeout, look)
 
     @property
     def paused(self) -> bool:
         """Whether nothing is sent, because the server refused the key."""
-        servers = self._joined().delivery.servers
-        return servers.paused(self.settings.api_url, self.settings.credential)
+        target = (self.settings.api_url, self.settings.credential)
+        return self._joined().delivery.servers.paused(target)
 
     @property
     def worker(self) -> Optional[threading.Thread]:
@@ -325,71 +317,47 @@ class RetainWriter:
             observation_scopes=observation_scopes,
         )
 
-    def _keep_document(
-        self,
-        engine: Engine,
-        source: Source,
-        document_id: str,
-        item: bytes,
-        given_at: float,
-        turns: int = 1,
-    ) -> bool:
-        def put(outbox: Outbox) -> tuple[int, int]:
-            return outbox.put_document(source, document_id, item, given_at, turns)
+    def _put_document(
+        self, source: Source, document_id: str, item: bytes, given_at: float, turns: int
+    ) -> None:
+        def take(intake: Intake) -> bool:
+            return intake.put_document(source, document_id, item, given_at, turns)
 
-        if self._closed or engine.closed:
-            return engine.keep_for_later(put)
-        backlog, (_, destination) = engine.keep(put)
-        self._note(engine, source)
-        with engine.delivery.progress:
-            engine.delivery.progress.given(source, turns)
-            backlog.ready.add(destination)
-        engine.wake()
-        return backlog.outbox.path is not None
+        self._take(source, take, turns)
 
-    def _note(self, engine: Engine, source: Source) -> None:
+    def _take(self, source: Source, take: Callable[[Intake], bool], turns: int = 1) -> bool:
+        engine = self._joined()
+        taker = living(engine)
+        is_on_disk = take(taker.intake)
+        if taker is not engine:
+            # Another writer's engine delivers it; flush() of this closed writer
+            # does not know when.
+            with engine.delivery.progress.lock:
+                engine.delivery.progress.given(source, turns)
+        # After it was counted: flush() on another thread forgets a source that
+        # has no turn.
         if source not in self._sources:
             with engine.lock:
+                if len(self._sources) >= self._most_sources:
+                    self._forget_finished(engine)
+                    self._most_sources = max(_SOURCES, 2 * len(self._sources))
                 self._sources.add(source)
+        return is_on_disk
+
+    def _forget_finished(self, engine: Engine) -> None:
+        """Forget sources whose turns have arrived for good. Called with the lock held."""
+        unfinished = engine.delivery.progress.unfinished
+        self._sources = {source for source in self._sources if source in unfinished}
 
     def _flush(
         self, timeout: Optional[float], *, session: Optional[str], completed: bool, patient: bool
     ) -> bool:
         engine = self._joined()
-        delivery, progress = engine.delivery, engine.delivery.progress
-        if session is not None:
-            session = turns.identifier(session)
         with engine.lock:
-            # Turns that have arrived for good need not be looked up again.
-            self._sources = {one for one in self._sources if one in progress.unfinished}
+            self._forget_finished(engine)
             sources = {one for one in self._sources if session in (None, one.session)}
         target = (self.settings.api_url, self.settings.credential)
-        left = progress.unfinished if completed else progress.waiting
-
-        def settled() -> bool:
-            return not any(source in left for source in sources)
-
-        def gave_up() -> bool:
-            return self.paused or progress.failures.get(target, 0) > failures
-
-        def over() -> bool:
-            return settled() or not delivery.running or (not patient and gave_up())
-
-        if settled():
-            return True
-        failures = progress.failures.get(target, 0)
-        if completed:
-            delivery.watch(True)
-        try:
-            delivery.end(sources.__contains__)
-            delivery.servers.hurry()
-            engine.wake()
-            with progress:
-                progress.wait_for(over, timeout)
-                return settled()
-        finally:
-            if completed:
-                delivery.watch(False)
+        return engine.flush(sources, target, timeout, completed=completed, patient=patient)
 
     def _joined(self) -> Engine:
         """Return the engine; in a forked child a new one, of the child's own."""

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.executor import process
+from hindsight_exec.executor.locks import holds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +128,14 @@ def _renew() -> None:
     # Without a hook before the fork nobody can tell: uWSGI runs none, or with
     # py-call-osafterfork those of the child only.
     _process = Process(unsafe=not getattr(_forking, "complete", True))
+
+
+def is_inside() -> bool:
+    """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
+    process = this_process()
+    return holds(process.lock) or any(
+        database.used_by_this_thread() for database in list(process.databases)
+    )
 
 
 def _before_fork() -> None:

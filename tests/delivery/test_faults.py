@@ -18,8 +18,8 @@ from typing import Any, Callable
 
 import pytest
 from filling import batch_of, close_all, source
-from hindsight.server import eventually
 from serving import Serving, documents, free_port, stored, texts, turn
+from waiting import eventually
 
 from hindsight_exec.conversation import turns
 from hindsight_exec.delivery import worker as delivery

@@ -12,9 +12,9 @@ from typing import Any, Optional
 
 import pytest
 from hindsight.proxy import Cut, Proxy
-from hindsight.server import eventually
 from scripted_server import ScriptedServer
 from serving import Serving, documents, free_port, stored, texts, turn
+from waiting import eventually
 
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import OutboxFull
@@ -91,12 +91,12 @@ def test_turns_are_held_until_they_fill_a_document(server: Serving, write: Any) 
     writer = write(server.url)
     for number in range(10):
         writer.put(turn(number, "x" * 200), session="s")
-    wait_until(writer, lambda: writer.counters().accepted >= 1)
+    eventually(lambda: writer.counters().accepted >= 1)
     counters = writer.counters()
     assert 0 < counters.waiting < 10
     assert len(documents(server.url)) >= 1
     writer.end_session("s")
-    wait_until(writer, lambda: writer.counters().accepted == 10)
+    eventually(lambda: writer.counters().accepted == 10)
     assert stored(server.url)["s"] == texts(range(10), "x" * 200)
 
 
@@ -116,7 +116,7 @@ def test_an_idle_session_goes(server: Serving, write: Any) -> None:
     """After `retain_idle_seconds` without a turn, what is held goes as it is."""
     writer = write(server.url, retain_idle_seconds=0.1)
     writer.put(turn(1), session="s")
-    wait_until(writer, lambda: writer.counters().accepted == 1)
+    eventually(lambda: writer.counters().accepted == 1)
 
 
 def test_every_n_turns(server: Serving, write: Any) -> None:
@@ -124,7 +124,7 @@ def test_every_n_turns(server: Serving, write: Any) -> None:
     writer = write(server.url, retain_every_n_turns=3, retain_document_chars=1)
     for number in range(5):
         writer.put(turn(number, "x" * 700), session="s")
-    wait_until(writer, lambda: writer.counters().accepted >= 3)
+    eventually(lambda: writer.counters().accepted >= 3)
     assert writer.close()
     assert stored(server.url)["s"] == texts(range(5), "x" * 700)
 
@@ -135,7 +135,7 @@ def test_immediate_turns_and_texts_go_at_once(server: Serving, write: Any) -> No
     writer.put(turn(1), session="held")
     writer.put(turn(2), session="s", immediate=True)
     writer.put_text("The sky is blue.", session="s", timestamp="2026-01-02T03:04:05Z")
-    wait_until(writer, lambda: writer.counters().accepted == 2)
+    eventually(lambda: writer.counters().accepted == 2)
     found = {document["original_text"] for document in documents(server.url)}
     assert found == {json.dumps(turn(2)), "The sky is blue."}
 
@@ -275,7 +275,7 @@ def test_the_outbox_has_a_bound(write: Any, monkeypatch: pytest.MonkeyPatch) -> 
     """Beyond its bound a turn is refused with a clear error, and counted."""
     writer = write(f"http://127.0.0.1:{free_port()}")
     writer.put(turn(1), session="s")
-    backlog = writer._engine._own
+    backlog = writer._engine.intake._own
     assert backlog is not None
     monkeypatch.setattr(backlog.outbox, "max_bytes", 300)
     with pytest.raises(OutboxFull, match="300 bytes"):
@@ -294,7 +294,7 @@ def test_a_server_that_is_down_is_told_once(write: Any, state: Path) -> None:
     writer = write(f"http://127.0.0.1:{port}", on_trouble=heard.append, retain_idle_seconds=0)
     for number in range(5):
         writer.put(turn(number), session="s")
-    wait_until(writer, lambda: heard)
+    eventually(lambda: heard)
     serving = Serving(port=port)
     try:
         assert writer.flush(60)
@@ -312,7 +312,7 @@ def test_a_server_in_trouble_delays_no_other(server: Serving, write: Any) -> Non
     with ScriptedServer(hang) as hanging:
         stuck, fine = write(hanging.url), write(server.url)
         stuck.put(turn(1), session="s", immediate=True)
-        wait_until(stuck, lambda: hanging.requests)
+        eventually(lambda: hanging.requests)
         for number in range(5):
             fine.put(turn(number), session="s")
         assert fine.close()
@@ -569,9 +569,9 @@ def test_an_operation_that_the_server_forgot_is_looked_up(server: Serving, write
         writer = write(proxy.url)
         writer.put(turn(1), session="s")
         assert writer.flush(60)
-        (batch,) = writer._engine._own.outbox.batches()
+        (batch,) = writer._engine.intake._own.outbox.batches()
         batch.operation = "6e4ad2b5-4f62-4a5b-8d0c-0c2b8a6b8f1e"  # one it never heard of
-        for heap in writer._engine._own.polls.values():
+        for heap in writer._engine.intake._own.polls.values():
             heap[:] = [(0.0, 0, 1, batch)]
         writer._engine.wake()
         assert writer.flush(60, completed=True)
@@ -590,7 +590,7 @@ def test_backoff_spares_a_server_that_is_down(write: Any) -> None:
         writer = write(busy.url)
         for number in range(300):
             writer.put(turn(number, "x" * 400), session=f"s{number % 7}")
-        wait_until(writer, lambda: busy.requests)
+        eventually(lambda: busy.requests)
         assert not writer.flush(2)
         assert len(busy.requests) <= 4 + 1  # the first, side by side, and that of flush()
         assert not writer.close()
@@ -610,10 +610,10 @@ def test_turns_gather_while_the_server_takes_none(write: Any) -> None:
     with ScriptedServer(script) as busy:
         writer = write(busy.url)
         writer.put(turn(0, "x" * 2700), session="s")
-        wait_until(writer, lambda: writer.counters().last_error)
+        eventually(lambda: writer.counters().last_error)
         for number in range(1, 21):
             writer.put(turn(number, "x" * 2700), session="s")
-        summary = writer._engine._own.outbox.summary()
+        summary = writer._engine.intake._own.outbox.summary()
         assert (summary.held, summary.queued) == (20, 1)
         well.set()
         assert writer.flush(60)
@@ -629,7 +629,7 @@ def test_a_stalled_writer_is_visible(write: Any, caplog: Any) -> None:
     writer._engine.delivery._stall_after = 0.3
     writer.put(turn(1), session="s", immediate=True)
     with caplog.at_level(logging.WARNING):
-        wait_until(writer, lambda: "Nothing was delivered" in caplog.text)
+        eventually(lambda: "Nothing was delivered" in caplog.text)
     assert caplog.text.count("Nothing was delivered") == 1
     assert writer.counters().oldest_age > 0
 
@@ -705,15 +705,6 @@ def test_a_forked_child_gives_turns_of_its_own(run: Any, state: Path, server: Se
     found = stored(server.url)
     assert found["s"] == texts(range(3))
     assert sorted(found["who"]) == ["child", "parent"]
-
-
-def wait_until(writer: RetainWriter, condition: Any) -> None:
-    """Wait until a condition holds that the worker's progress brings about."""
-    with writer._engine.delivery.progress:
-        for _ in range(600):
-            if writer._engine.delivery.progress.wait_for(condition, 0.1):
-                return
-    raise AssertionError(f"never came: {writer.counters()}")
 
 
 def wait_for_empty(server: Serving, write: Any, state: Path) -> None:

@@ -12,7 +12,7 @@ BROKEN = {
     "the file is overwritten": """
         for path in state.glob("*.db"):
             path.write_bytes(b"not SQLite" * 1000)""",
-    "the database is closed": "writer._engine._own.outbox.close()",
+    "the database is closed": "writer._engine.intake._own.outbox.close()",
     "delivery fails": "Delivery._pass = fail",
     "the files cannot be closed": "Outbox.close = Outbox.summary = fail",
     "exit callbacks fail": "call_at_exit(fail)\n        call_at_exit(fail, DRAIN)",
