@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from hindsight_exec.client.loop import background_loop
 from hindsight_exec.errors import Rejected, ServerError, Unauthorized
 
 from . import embedded
+from .memories import memories
+from .recall import LONGEST_WAIT
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
@@ -79,7 +82,23 @@ async def _ask(settings: Settings) -> list[Check]:
             checks.append(Check("server", "failed", str(error), "see the server's log"))
         else:
             checks.append(Check("key", "ok", "accepted" if settings.api_key else "none is needed"))
+            checks.append(await _recall(client, settings))
     return checks
+
+
+async def _recall(client: HindsightClient, settings: Settings) -> Check:
+    """Whether a real recall works, as a turn asks for it, and whether it is fast enough."""
+    start = time.monotonic()
+    try:
+        found = await memories(client, settings, settings.bank_id, "what is known of the user?")
+    except ServerError as error:
+        return Check("recall", "failed", str(error), "correct the recall_… keys it names, if any")
+    took, wait = time.monotonic() - start, min(settings.recall_wait_seconds, LONGEST_WAIT)
+    count = f"{len(found)} {'memory' if len(found) == 1 else 'memories'} in {took:.1f} s"
+    if took > wait:
+        remedy = "raise recall_wait_seconds, lower recall_budget, or see why the server is slow"
+        return Check("recall", "warning", f"{count}, and a turn waits for {wait:g} s", remedy)
+    return Check("recall", "ok", count)
 
 
 def _version(url: str, version: str) -> Check:

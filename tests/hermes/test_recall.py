@@ -9,6 +9,8 @@ import pytest
 
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.hermes import HindsightMemoryProvider
+from hindsight_exec.hermes.checks import server_checks
+from hindsight_exec.settings.config import Settings
 
 from .recording import LIMIT, until
 
@@ -411,6 +413,35 @@ def test_a_recall_that_fails_every_time(make, hindsight, caplog, status, body):
     first, second = told
     assert "cannot be recalled" in first
     assert "recalled again" in second
+
+
+@pytest.mark.parametrize(
+    "status, body, state",
+    [
+        (200, {"results": [{"id": "1", "text": "x"}]}, "ok"),
+        (422, {"detail": "types: no such type"}, "failed"),
+        (500, {"detail": "boom"}, "failed"),
+        (200, {"memories": []}, "failed"),
+    ],
+)
+def test_the_doctor_tries_a_recall(make, home, hindsight, status, body, state):
+    """`hindsight-exec doctor` asks as a turn does, so that a recall that fails is seen."""
+    provider = make()
+    provider.handle_tool_call("hindsight_retain", {"content": "x"})
+    provider._retain_queue.join()
+    hindsight.answer("/recall", status, body)
+    check = server_checks(Settings.load(home))[-1]
+    assert (check.name, check.state) == ("recall", state)
+
+
+def test_the_doctor_finds_a_slow_recall(make, home, hindsight):
+    """A recall that takes longer than a turn waits is a warning that names the key."""
+    provider = make(recall_wait_seconds=0)
+    provider.handle_tool_call("hindsight_retain", {"content": "x"})
+    provider._retain_queue.join()
+    check = server_checks(Settings.load(home))[-1]
+    assert check.state == "warning"
+    assert "recall_wait_seconds" in check.remedy
 
 
 def test_a_server_that_is_down(make, hindsight):
