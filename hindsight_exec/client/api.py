@@ -202,6 +202,13 @@ class HindsightClient:
         text: str = request.field(await request.send(), "text", str)
         return text
 
+    async def mental_model(self, bank: str, model_id: str) -> str:
+        """Return a mental model's text; `Rejected` with status 404 when there is none."""
+        path = f"{_bank(bank)}/mental-models/{_quoted('the mental model id', model_id)}"
+        request = Request(self._server, "GET", path, query=[("detail", "content")])
+        text = (await request.send()).get("content")
+        return text if isinstance(text, str) else ""
+
     # --- documents ----------------------------------------------------------
 
     async def document(self, bank: str, document_id: str) -> dict[str, Any]:

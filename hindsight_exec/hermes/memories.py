@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple, Sequence
 
 from hindsight_exec.errors import Rejected
@@ -15,14 +18,18 @@ if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
 
+logger = logging.getLogger("hindsight_exec")
+
 __all__ = [
     "Memory",
     "Recalled",
     "framed",
+    "from_banks",
     "memories",
     "merged",
     "one_line",
     "query_of",
+    "quoted",
     "recall",
     "shown",
     "topic_words",
@@ -100,11 +107,10 @@ async def recall(
         ServerError: As the client does.
     """
     if settings.recall_prefetch_method == "reflect":
-        answer = scrub(await client.reflect(bank, query, budget=settings.recall_budget))
-        lines = answer[: settings.recall_max_chars or None].splitlines()
-        quoted = [f"> {_escaped(line)[1:-1]}" for line in lines]
-        return Recalled("\n".join([*bullets(unprocessed, settings.recall_max_chars), *quoted]))
-    found = await memories(client, settings, bank, query)
+        answer = await client.reflect(bank, query, budget=settings.recall_budget)
+        limit = settings.recall_max_chars
+        return Recalled("\n".join([*bullets(unprocessed, limit), quoted(answer, limit)]).strip())
+    found = await from_banks(client, settings, (bank, *settings.additional_banks), query)
     return shown(merged(unprocessed, found), settings)
 
 
@@ -118,6 +124,41 @@ def merged(unprocessed: Iterable[Memory], found: Sequence[Memory]) -> list[Memor
     """What is not processed yet, then the memories; nothing of a document twice."""
     known = {memory.document_id for memory in found if memory.document_id}
     return [*(one for one in unprocessed if one.document_id not in known), *found]
+
+
+async def from_banks(
+    client: HindsightClient, settings: Settings, banks: Sequence[str], query: str
+) -> list[Memory]:
+    """What the banks hold, in turn; memories of other banks than the first are marked.
+
+    Raises:
+        ServerError: The first bank cannot be asked, and none of the others has anything.
+    """
+    banks = list(dict.fromkeys(banks))
+    if len(banks) == 1:
+        return await memories(client, settings, banks[0], query)
+    answers = await asyncio.gather(
+        *(memories(client, settings, bank, query) for bank in banks), return_exceptions=True
+    )
+    found: list[list[Memory]] = []
+    for bank, answer in zip(banks, answers):
+        if isinstance(answer, BaseException):
+            _warn_once(bank, answer)
+        else:
+            mark = "" if bank == banks[0] else f" (bank {bank})"
+            found.append([one._replace(mark=mark) for one in answer])
+    if isinstance(answers[0], BaseException) and not any(found):
+        raise answers[0]
+    return [one for row in zip_longest(*found) for one in row if one is not None]
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(bank: str, error: BaseException) -> None:
+    if (bank, type(error).__name__) not in _warned:
+        _warned.add((bank, type(error).__name__))
+        logger.warning("bank %s cannot be recalled from: %s", bank, error)
 
 
 async def memories(
@@ -211,6 +252,12 @@ def framed(recalled: Recalled, settings: Settings) -> str:
     heading = settings.recall_prompt_preamble.strip() or _HEADING
     away = f"\n{_PARTLY}" if recalled.failed else ""
     return f"{heading}{away}\n{_CAUTION}\n\n{recalled.text}"
+
+
+def quoted(text: str, limit: int) -> str:
+    """A text of the server as a quotation of at most ``limit`` characters; 0 means no limit."""
+    lines = scrub(text)[: limit or None].splitlines()
+    return "\n".join(f"> {_escaped(line)[1:-1]}" for line in lines)
 
 
 def _escaped(text: str) -> str:

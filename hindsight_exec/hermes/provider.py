@@ -21,6 +21,7 @@ from .compat import DeliveryQueue
 from .connection import Connection
 from .identity import Identity
 from .memories import Recalled, framed
+from .mental_model import MentalModel
 from .recall import Recall
 from .retention import Retention
 from .scrub import scrub, text_of
@@ -42,6 +43,7 @@ class _Parts(NamedTuple):
 
     connection: Connection
     recall: Recall
+    mental_model: MentalModel
     retention: Retention | None
 
     def start(self, scope: Scope, query: str, *, waits: bool = False) -> None:
@@ -149,7 +151,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:
                 connection = Connection(settings)
-                parts = _Parts(connection, Recall(connection, self._notify), None)
+                recall = Recall(connection, self._notify)
+                parts = _Parts(connection, recall, MentalModel(connection), None)
             if not self._read_only and parts.retention is None:
                 state = setup.state_of(self._home)
                 parts = parts._replace(
@@ -160,6 +163,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             old.close()
         if not self._read_only:
             parts.connection.apply_missions(self._bank)
+        parts.mental_model.fetch(self._sessions.current)
         if settings.memory_mode != "tools" or settings.auto_retain:
             parts.connection.check(0)  # wakes an embedded server before the first recall
 
@@ -175,10 +179,16 @@ class HindsightMemoryProvider(host.MemoryProvider):
         )
 
     def system_prompt_block(self) -> str:
-        if self._parts is None:
+        parts = self._parts
+        if parts is None:
             return ""
         opener = self._sessions.current.written_by(None)
-        return prompt.system_prompt(self._settings, opener, read_only=self._read_only)
+        return prompt.system_prompt(
+            self._settings,
+            opener,
+            read_only=self._read_only,
+            mental_model=parts.mental_model.text(opener),
+        )
 
     def on_session_end(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Send what is held of the session. Hermes gave the messages turn by turn."""
@@ -315,10 +325,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
     # -- tools -----------------------------------------------------------------
 
     def get_tool_schemas(self) -> list[dict[str, Any]]:
-        if self._settings.memory_mode == "context":
-            return []
-        hidden = (tools.RETAIN,) if self._read_only else ()
-        return [dict(schema) for schema in tools.SCHEMAS if schema["name"] not in hidden]
+        return tools.schemas(self._settings, read_only=self._read_only)
 
     def handle_tool_call(self, tool_name: str, args: dict[str, Any], **kwargs: Any) -> str:
         """The tool's answer as JSON: ``{"result": …}`` or ``{"error": …}``."""

@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import json
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, NamedTuple, TypeVar
 
 from hindsight_exec.conversation.times import parse_local
 
-from .memories import Memory, memories, merged
+from .memories import Memory, from_banks, merged
 from .scrub import scrub
 
 if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
+    from hindsight_exec.settings.config import Settings
 
     from .connection import Connection
     from .identity import Identity
@@ -28,6 +30,7 @@ __all__ = [
     "Note",
     "call",
     "error",
+    "schemas",
 ]
 
 T = TypeVar("T")
@@ -108,7 +111,6 @@ def call(
         retention: None where memory is read-only.
     """
     settings = connection.settings
-    bank = identity.bank(settings)
 
     def ask(question: Callable[[HindsightClient], Awaitable[T]]) -> T:
         # The client's own bound comes first; this one is for a loop that was stopped.
@@ -126,11 +128,12 @@ def call(
             text = "It is kept, and will be stored even if this process ends."
             return json.dumps({"result": text, "queued": True})
         if name == RECALL:
-            query = query_of(args)
+            query, banks = query_of(args), _banks_of(args, identity, settings)
             # Before the server is asked: what it processes meanwhile is not missed.
-            unprocessed = retention.unprocessed(identity, query) if retention else []
+            own = retention is not None and banks[0] == identity.bank(settings)
+            unprocessed = retention.unprocessed(identity, query) if retention and own else []
             try:
-                found = ask(lambda client: memories(client, settings, bank, query))
+                found = ask(lambda client: from_banks(client, settings, banks, query))
             except Exception as failure:
                 if not unprocessed:
                     raise
@@ -140,7 +143,7 @@ def call(
             else:
                 text = _numbered(merged(unprocessed, found))
         elif name == REFLECT:
-            query = query_of(args)
+            query, (bank, *_) = query_of(args), _banks_of(args, identity, settings)
             budget = settings.recall_budget
             text = scrub(ask(lambda client: client.reflect(bank, query, budget=budget)))
         else:
@@ -154,6 +157,38 @@ def call(
     except Exception as failure:
         return error(f"{name} failed: {failure}")
     return json.dumps({"result": text or "Nothing relevant was found."}, ensure_ascii=False)
+
+
+def schemas(settings: Settings, *, read_only: bool) -> list[dict[str, Any]]:
+    """The tools that the configuration offers."""
+    if settings.memory_mode == "context":
+        return []
+    offered = [copy.deepcopy(one) for one in SCHEMAS if not (read_only and one["name"] == RETAIN)]
+    if settings.additional_banks:
+        bank = {
+            "type": "string",
+            "enum": list(settings.additional_banks),
+            "description": "Only this bank, instead of the conversation's own and all others.",
+        }
+        for one in offered:
+            if one["name"] != RETAIN:
+                one["parameters"]["properties"]["bank"] = bank
+    return offered
+
+
+def _banks_of(args: Any, identity: Identity, settings: Settings) -> tuple[str, ...]:
+    """The banks that are asked: the one that the arguments name, or all.
+
+    Raises:
+        ValueError: The configuration does not name that bank.
+    """
+    named, own = _text(_object(args), "bank"), identity.bank(settings)
+    banks = (own, *settings.additional_banks)
+    if named is None:
+        return banks
+    if named not in banks:
+        raise ValueError(f"there is no bank {named!r}, only {', '.join(banks)}")
+    return (named,)
 
 
 def _numbered(found: Iterable[Memory]) -> str:
