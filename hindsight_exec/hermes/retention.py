@@ -97,6 +97,8 @@ class Retention:
         self._notify = weakly(notify)
         self._ledger = Ledger()
         self._stuck = False
+        #: Banks and documents that the model may delete, as they were shown to it.
+        self.to_forget: set[tuple[str, str]] = set()
         self.writer = RetainWriter(settings, state=state, on_trouble=self._notify)
 
     def keep_turn(self, identity: Identity, user: str, assistant: str, messages: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, N
 
 from hindsight_exec.conversation.times import parse_local
 
+from . import forget
 from .memories import Memory, from_banks, merged
 from .scrub import scrub
 
@@ -41,12 +42,14 @@ _LONGEST_WAIT = 60.0  # seconds that a tool waits for the server to process a no
 RETAIN = "hindsight_retain"
 RECALL = "hindsight_recall"
 REFLECT = "hindsight_reflect"
+FORGET = "hindsight_forget"
 
 
 def _schema(
-    name: str, description: str, required: str, **properties: Mapping[str, Any]
+    name: str, description: str, required: str | None, **properties: Mapping[str, Any]
 ) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": properties, "required": [required]}
+    needed = [required] if required else []
+    parameters = {"type": "object", "properties": properties, "required": needed}
     return {"name": name, "description": description, "parameters": parameters}
 
 
@@ -86,6 +89,21 @@ SCHEMAS: list[dict[str, Any]] = [
         query={"type": "string", "description": "The question."},
     ),
 ]
+
+
+_FORGET_SCHEMA = _schema(
+    FORGET,
+    "Delete memories for good, when the user asks for it. First call it with a query: it lists the"
+    " documents that fit and deletes nothing. Show the list to the user, and call it again with the"
+    " ids that they agree to.",
+    None,
+    query={"type": "string", "description": "What is to be forgotten."},
+    document_ids={
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Ids of listed documents, to be deleted.",
+    },
+)
 
 
 class Note(NamedTuple):
@@ -146,6 +164,8 @@ def call(
             query, (bank, *_) = query_of(args), _banks_of(args, identity, settings)
             budget = settings.recall_budget
             text = scrub(ask(lambda client: client.reflect(bank, query, budget=budget)))
+        elif name == FORGET and settings.forget_tool and retention is not None:
+            text = _forget(args, identity.bank(settings), settings, retention, ask)
         else:
             return error(f"there is no tool {name!r}, only {RETAIN}, {RECALL} and {REFLECT}")
     except ValueError as wrong:  # ConfigError among them
@@ -159,11 +179,37 @@ def call(
     return json.dumps({"result": text or "Nothing relevant was found."}, ensure_ascii=False)
 
 
+def _forget(
+    args: Any,
+    bank: str,
+    settings: Settings,
+    retention: Retention,
+    ask: Callable[[Callable[[HindsightClient], Awaitable[Any]]], Any],
+) -> str:
+    """List what fits a query, or delete what was listed before."""
+    chosen = _object(args).get("document_ids")
+    if not chosen:
+        query = query_of(args)
+        planned = ask(lambda client: forget.plan(client, settings, bank, query))
+        retention.to_forget = {(bank, name) for name in planned}
+        lines = [f"{name}: {text}" for name, text in planned.items()]
+        return "\n".join(["Nothing was deleted. These fit:", *lines]) if lines else ""
+    if not isinstance(chosen, list) or not all(isinstance(one, str) for one in chosen):
+        raise ValueError(f"document_ids must be a list of texts, not {_brief(chosen)}")
+    unknown = [name for name in chosen if (bank, name) not in retention.to_forget]
+    if unknown:
+        raise ValueError(f"list it with a query first: {_brief(unknown[0])}")
+    count = ask(lambda client: forget.delete(client, bank, chosen))
+    return f"{count} of {len(chosen)} documents deleted, with what was drawn from them."
+
+
 def schemas(settings: Settings, *, read_only: bool) -> list[dict[str, Any]]:
     """The tools that the configuration offers."""
     if settings.memory_mode == "context":
         return []
     offered = [copy.deepcopy(one) for one in SCHEMAS if not (read_only and one["name"] == RETAIN)]
+    if settings.forget_tool and not read_only:
+        offered.append(copy.deepcopy(_FORGET_SCHEMA))
     if settings.additional_banks:
         bank = {
             "type": "string",
@@ -171,7 +217,7 @@ def schemas(settings: Settings, *, read_only: bool) -> list[dict[str, Any]]:
             "description": "Only this bank, instead of the conversation's own and all others.",
         }
         for one in offered:
-            if one["name"] != RETAIN:
+            if one["name"] in (RECALL, REFLECT):
                 one["parameters"]["properties"]["bank"] = bank
     return offered
 

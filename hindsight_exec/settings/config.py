@@ -102,6 +102,8 @@ class Settings:
 
     memory_mode: str = _key("hybrid", "choice", "Memories are put into the context, offered as tools, or both (hybrid).",
         choices=("hybrid", "context", "tools"), group="Recall")
+    forget_tool: bool = _key(False, "bool", "Offer the model a tool that deletes memories; it shows first what it would"
+        " delete.", group="Recall")
     auto_recall: bool = _key(True, "bool", "Recall before each turn.", narrow=False, group="Recall")
     recall_sync: bool = _key(False, "bool", "Recall with the message at hand, which the turn waits for, instead of in"
         " the background with the one before.", group="Recall")

@@ -186,3 +186,42 @@ def test_a_key_that_is_wrong(make, hindsight):
     error = call(make(api_key="SECRET"), "hindsight_recall", query="q")["error"]
     assert "401" in error
     assert "SECRET" not in error
+
+
+def test_forgetting(make, hindsight):
+    """`hindsight_forget` lists what fits, and deletes only what was listed."""
+    provider = make(forget_tool=True)
+    call(provider, "hindsight_retain", content="The door is blue.")
+    call(provider, "hindsight_retain", content="The window is red.")
+    provider._retain_queue.join()
+    documents = [document.id for document in hindsight.documents()]
+    assert (
+        "list it with a query"
+        in call(provider, "hindsight_forget", document_ids=documents)["error"]
+    )
+    memories = [{"id": "1", "text": "The door is blue.", "document_id": documents[0]}]
+    hindsight.answer("/recall", 200, {"results": [*memories, *memories, {"id": "2", "text": "x"}]})
+    planned = call(provider, "hindsight_forget", query="door")["result"]
+    assert planned == f"Nothing was deleted. These fit:\n{documents[0]}: The door is blue."
+    assert len(hindsight.documents()) == 2
+    assert "error" in call(provider, "hindsight_forget", document_ids=documents)
+    assert len(hindsight.documents()) == 2
+    answer = call(provider, "hindsight_forget", document_ids=[documents[0]])["result"]
+    assert answer.startswith("1 of 1 documents deleted")
+    assert [document.id for document in hindsight.documents()] == documents[1:]
+    again = call(provider, "hindsight_forget", document_ids=[documents[0]])["result"]
+    assert again.startswith("0 of 1")
+
+
+def test_forgetting_is_off_unless_set(make):
+    """Without forget_tool, and where memory is read-only, the tool is neither offered nor there."""
+    for provider in (make(), make("t", {"agent_context": "cron"}, forget_tool=True)):
+        assert "hindsight_forget" not in json.dumps(provider.get_tool_schemas())
+        assert "there is no tool" in call(provider, "hindsight_forget", query="x")["error"]
+    assert "hindsight_forget" in json.dumps(make("u", forget_tool=True).get_tool_schemas())
+
+
+@pytest.mark.parametrize("args", [{}, {"document_ids": "x"}, {"document_ids": [1]}, {"query": 5}])
+def test_forgetting_with_wrong_arguments(make, args):
+    """Wrong arguments are errors that say what is wrong."""
+    assert "hindsight_forget" in call(make(forget_tool=True), "hindsight_forget", **args)["error"]

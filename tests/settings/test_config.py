@@ -81,7 +81,7 @@ def test_every_key_of_the_file_is_read(home):
     values = {
         "mode": "local_external", "api_url": "http://127.0.0.1:9999/", "apiKey": "k", "timeout": 7,
         "bank_id": "b", "bank_id_template": "t-{user}", "bank_id_by_user": {"7": "seven"}, "additional_banks": ["b2"], "mental_model_id": "mm1", "bank_mission": "m", "bank_retain_mission": "r",
-        "memory_mode": "tools", "auto_recall": False, "recall_sync": True,
+        "memory_mode": "tools", "forget_tool": True, "auto_recall": False, "recall_sync": True,
         "recall_prefetch_method": "reflect", "recall_budget": "high", "recall_max_tokens": 5,
         "recall_max_input_chars": 0, "recall_types": "world, experience", "recall_tags": ["a", "b"],
         "recall_tags_match": "all_strict", "recall_wait_seconds": 1, "recall_min_score": 0.5,
