@@ -64,7 +64,7 @@ class Closing:
         self._work.refuses_own_jobs = True
         self._work.gated = True
         if "on_closing" in self._callbacks:
-            self._on_closing = Background(lambda: self.call("on_closing"))
+            self._on_closing = Background(lambda: self.call("on_closing"), "on_closing")
 
     def is_busy(self) -> bool:
         """Whether exit has something to wait for."""
@@ -95,7 +95,7 @@ class Closing:
         if self._work.pending:
             self._cancelling = Background(lambda: self._cancel_queued(abandon=True))
             if "on_deadline" in self._callbacks:
-                self._on_deadline = Background(lambda: self.call("on_deadline"))
+                self._on_deadline = Background(lambda: self.call("on_deadline"), "on_deadline")
         self.expired = bound or f"drain_timeout ({self.drain_timeout:g} s) expired"
 
     def give_up(self, deadline: float) -> None:
@@ -103,6 +103,7 @@ class Closing:
         if not self.expired or self._reported:
             return
         try:
+            self._has_closed(max(0.0, deadline - now()))
             if self._cancelling is not None:
                 self._cancelling.wait(max(0.0, deadline - now()))
             # A job that nothing told to end will not.

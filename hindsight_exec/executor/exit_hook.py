@@ -40,18 +40,29 @@ _stdlib = importlib.import_module("concurrent.futures.thread")
 
 
 def close_all() -> None:
-    """Close all phases, in order. Raises nothing."""
-    for patient in (True, False, False):
+    """Close all phases, in order.
+
+    Nothing may leave this function: CPython would skip the callbacks of
+    others, the standard library's among them.
+    """
+    try:
+        _close_phases(patient=True)
+    except BaseException as error:
+        # Ctrl-C, or what a signal handler raised. Whoever sent it does not
+        # want to wait; all that is left is ended, or cancelled, or abandoned.
+        _log_interrupt(error)
         try:
-            for phase in PHASES:
-                if not phase.finished:
-                    phase.close(patient=patient)
-            return
-        except BaseException as error:
-            # Ctrl-C, or what a signal handler raised. Whoever sent it does not
-            # want to wait. Nothing may leave this function: CPython would skip
-            # the callbacks of others, the standard library's among them.
-            _log_interrupt(error)
+            _close_phases(patient=False)
+        except BaseException as again:
+            _log_interrupt(again)
+            with contextlib.suppress(BaseException):
+                _close_phases(patient=False)
+
+
+def _close_phases(*, patient: bool) -> None:
+    for phase in PHASES:
+        if not phase.finished:
+            phase.close(patient=patient)
 
 
 def _before_cutoff() -> None:

@@ -31,7 +31,11 @@ class Pending(set):  # type: ignore[type-arg]
         self.discard(token)
         if self._waiters:
             for waiter in self._waiters.copy():
-                waiter.finish(token)
+                waiter.tokens.discard(token)
+                if not waiter.tokens:
+                    self._waiters.discard(waiter)
+                    with contextlib.suppress(RuntimeError):  # by another worker already
+                        waiter.lock.release()
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait for the jobs that are pending now; return whether they are done."""
@@ -60,9 +64,3 @@ class _Waiter:
         self.tokens = tokens
         self.lock = threading.Lock()
         self.lock.acquire()
-
-    def finish(self, token: object) -> None:
-        self.tokens.discard(token)
-        if not self.tokens:
-            with contextlib.suppress(RuntimeError):  # released by another worker
-                self.lock.release()

@@ -80,6 +80,7 @@ class Phase:
 
     def _drain(self, *, patient: bool) -> None:
         began = now()
+        closed = False
         while True:
             latest = self.latest
             for work in self.works.copy():
@@ -87,16 +88,17 @@ class Phase:
                     work.closing.begin()
                     self._closing.append(work)
             self._closing.sort(key=lambda work: work.closing.drain_timeout)
-            busy = next((work.closing for work in self._closing if work.closing.is_busy()), None)
-            if busy is not None:
-                left = began + busy.drain_timeout - now() if patient else 0.0
-                if not busy.wait(min(SLICE, max(0.0, left))) and left <= SLICE:
-                    busy.expire("" if patient else "interrupted")
+            busy = [work.closing for work in self._closing if work.closing.is_busy()]
+            if busy:
+                first = busy[0]
+                left = began + first.drain_timeout - now() if patient else 0.0
+                if not first.wait(min(SLICE, max(0.0, left))) and left <= SLICE:
+                    first.expire("" if patient else "interrupted")
             elif latest is self.latest:
                 # Nobody was busy, and nobody has given work to another meanwhile.
-                if self.over:
+                if closed:
                     return
-                self.over = True
+                closed = self.over = True
                 for work in self._closing:
                     work.close(_refusal)
                 # Once more around, for what was accepted until just now.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import threading
@@ -43,39 +44,49 @@ def acquire(lock: threading.Lock, timeout: Optional[float]) -> bool:
 
 
 class Background:
-    """A call on a daemon thread of its own, so that it can be waited for within a bound.
+    """A call on a thread of its own: it may hang, and no signal interrupts it.
 
-    The call also survives a Ctrl-C, which is raised in the main thread only.
-    Where no thread can be started (3.12.0 to 3.12.2 at exit, `atexit` since
-    3.12, isolated subinterpreters), the caller makes the call itself.
+    The thread is started by ``_thread``, in one step. A Ctrl-C within
+    ``Thread.start`` can leave a lock of ``threading`` held for ever (CPython
+    3.14 and 3.15), and then no thread starts any more.
+
+    Where no thread can be started (3.12.0 to 3.12.2 at exit, ``atexit`` since
+    3.12, isolated subinterpreters), the call is made at once by the caller.
     """
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], object], what: str = "") -> None:
+        """``what`` is for the log if the call fails; without it, see ``error``."""
         self._function = function
+        self._what = what
+        self.error: Optional[BaseException] = None
+        self._returned = False
         # Held until the call has returned, and released by its thread.
         self._running = threading.Lock()
         self._running.acquire()
-        thread = threading.Thread(target=self._run, args=(BaseException,), daemon=True)
+        started = True
         try:
-            thread.start()
+            _thread.start_new_thread(self._run, ())
         except RuntimeError:
             started = False
-        else:
-            started = True
-        if not started:
-            self._run(Exception)
+        if not started:  # out of the handler, whose error is not the function's context
+            self._function()
+            self._returned = True
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait within ``timeout`` seconds; return whether the call has returned."""
-        returned = acquire(self._running, timeout)
-        if returned:
+        if not self._returned and acquire(self._running, timeout):
             self._running.release()
-        return returned
+        return self._returned
 
-    def _run(self, catch: type[BaseException]) -> None:
+    def _run(self) -> None:
         try:
-            guarded(self._function, "A callback", catch=catch)
+            self._function()
+        except BaseException as error:
+            self.error = error
+            if self._what:
+                log(logging.ERROR, "%s failed", self._what, exc_info=True)
         finally:
+            self._returned = True
             self._running.release()
 
 

@@ -19,7 +19,7 @@ from hindsight_exec.executor import process
 from hindsight_exec.executor.exit_hook import stay_first
 from hindsight_exec.executor.pending import Pending
 from hindsight_exec.executor.phases import AFTER_EXIT
-from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.waiting import Background, now
 from hindsight_exec.executor.worker import serve
 
 TYPE_CHECKING = False
@@ -131,7 +131,10 @@ class Work:
             except RuntimeError:
                 # An isolated subinterpreter allows no daemon threads.
                 thread = threading.Thread(target=serve, args=(self,), name=name, daemon=False)
-            thread.start()
+            start = Background(thread.start)
+            start.wait(None)
+            if start.error is not None:
+                raise start.error
         except BaseException as error:
             if not self.workers:
                 self.phase.works.discard(self)
