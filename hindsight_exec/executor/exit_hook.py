@@ -90,13 +90,13 @@ def _before_cutoff() -> None:
 def _drain_beside_threads() -> None:
     """Wait for what is pending, within its bounds and while threads live on."""
     began = now()
-    for work in sorted(PHASES[DRAIN].works, key=lambda work: work.closing.drain_timeout):
+    for work in sorted(PHASES[DRAIN].works, key=lambda work: work.drain_timeout):
         while work.pending and (threads := _living_threads()):
-            if now() >= began + work.closing.drain_timeout:
+            if now() >= began + work.drain_timeout:
                 if _FOR_FUTURES.issuperset(threads):
                     # Else CPython's join would wait for them, and they for a
                     # job behind one that hangs.
-                    work.closing.expire()
+                    work.expire()
                 break
             work.pending.wait(0.05)  # not longer, to notice that the last thread has ended
 
@@ -139,7 +139,7 @@ def _register() -> None:
         # could not be drained is better refused.
         if threading.current_thread() is threading.main_thread():
             for phase in PHASES:
-                phase.over = phase.finished = True
+                phase.closed = phase.finished = True
         else:
             atexit.register(close_all)
 

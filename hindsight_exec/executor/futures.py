@@ -24,6 +24,8 @@ class JobFuture(Future):  # type: ignore[type-arg]
     whoever cancels does not ask how the job ends.
     """
 
+    #: Set by the worker before it counts the job as done.
+    finished = False
     _cancelled_by_holder = False
     _unseen: Optional[_UnseenFailure] = None
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import closing, process
 from hindsight_exec.executor.waiting import SLICE, guarded, now
+from hindsight_exec.executor.work import AFTER_EXIT, Register
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import Callable
 
-    from hindsight_exec.executor.work import Work
+    from hindsight_exec.executor.closing import DrainableWork
 
 #: The phases: executors that hold work, then what serves them while they drain
 #: (a resolver pool), then what is left to be closed.
 DRAIN, SERVE, CLOSE = range(3)
 
-AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
 
-
-class Phase:
+class Phase(Register):
     """One phase of exit: executors to drain, and callbacks for the time after.
 
     Guarantees:
@@ -31,31 +30,13 @@ class Phase:
       until then the jobs of one may submit to the others. Whatever is accepted
       is waited for.
     * ``close`` may be repeated after an interrupt and goes on where it stopped.
-
-    Locks: none. ``add`` registers, then looks at ``over``; ``close`` sets
-    ``over``, then looks at what is registered.
     """
 
     def __init__(self) -> None:
-        self.start_afresh()
-
-    def start_afresh(self) -> None:
-        self.works: set[Work] = set()  # those with workers
+        super().__init__()
         self.callbacks: list[Callable[[], object]] = []
-        # The last to be registered or, while exit drains, submitted. As long
-        # as it stays the same, nothing was.
-        self.latest: object = None
-        self._closing: list[Work] = []  # by the length of their bounds
-        self.over = False  # submissions are refused
+        self._closing: list[DrainableWork] = []  # with the shortest bound first
         self.finished = False  # callbacks are refused
-
-    def add(self, work: Work) -> None:
-        """Have the work drained at exit."""
-        self.works.add(work)
-        self.latest = work
-        if self.over:
-            self.works.discard(work)
-            raise ExecutorClosed(AFTER_EXIT)
 
     def close(self, *, patient: bool) -> None:
         """Drain all executors, refuse what comes then, and call the callbacks.
@@ -66,7 +47,7 @@ class Phase:
         self._drain(patient=patient)
         deadline = now() + closing.GRACE  # one for all
         for work in self._closing:
-            work.closing.give_up(deadline)
+            work.give_up(deadline)
         # A legacy subinterpreter cannot be destroyed while threads live in it.
         for work in self._closing:
             if not work.pending:
@@ -85,20 +66,20 @@ class Phase:
             latest = self.latest
             for work in self.works.copy():
                 if work not in self._closing:
-                    work.closing.begin()
+                    work.begin_closing()
                     self._closing.append(work)
-            self._closing.sort(key=lambda work: work.closing.drain_timeout)
-            busy = [work.closing for work in self._closing if work.closing.is_busy()]
+            self._closing.sort(key=lambda work: work.drain_timeout)
+            busy = [work for work in self._closing if work.is_busy()]
             if busy:
                 first = busy[0]
                 left = began + first.drain_timeout - now() if patient else 0.0
-                if not first.wait(min(SLICE, max(0.0, left))) and left <= SLICE:
+                if not first.settle(min(SLICE, max(0.0, left))) and left <= SLICE:
                     first.expire("" if patient else "interrupted")
             elif latest is self.latest:
                 # Nobody was busy, and nobody has given work to another meanwhile.
                 if closed:
                     return
-                closed = self.over = True
+                closed = self.closed = True
                 for work in self._closing:
                     work.close(_refusal)
                 # Once more around, for what was accepted until just now.
@@ -128,7 +109,7 @@ def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
 
 def _start_afresh() -> None:
     for phase in PHASES:
-        phase.start_afresh()
+        phase.__init__()  # type: ignore[misc]  # executors refer to it
 
 
 PHASES = (Phase(), Phase(), Phase())

@@ -1,17 +1,8 @@
-"""A thread pool whose accepted work is finished at exit, within a bound.
+"""The executor that users see: a ``ThreadPoolExecutor`` that drains at exit.
 
-:class:`DrainingExecutor` is a ``concurrent.futures.ThreadPoolExecutor`` for
-background work that must not be lost when the interpreter ends:
-
-* its drain runs *before* the standard library refuses new futures, so a job
-  may still resolve a host name, use an asyncio loop or another executor;
-* the drain is bounded: a job that hangs never holds the process;
-* accepted work is run, cancelled or reported, never dropped in silence, also
-  when the executor object itself is gone.
-
-The workers are daemon threads of our own. The standard library joins its own
-without a bound, and non-daemon threads again: one wedged job would hold exit
-for ever. Nothing private of ``ThreadPoolExecutor`` is used; its constructor
+Its workers are daemon threads of our own. The standard library joins its own
+without a bound, and non-daemon threads again: one job that hangs would hold
+exit for ever. Nothing private of ``ThreadPoolExecutor`` is used; its constructor
 runs so that ``isinstance`` and ``loop.set_default_executor`` accept the class.
 """
 
@@ -25,13 +16,11 @@ from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
 from os import getpid
 
 from hindsight_exec.errors import ExecutorClosed
-from hindsight_exec.executor import closing, process
-from hindsight_exec.executor.closing import Closing
+from hindsight_exec.executor import closing, process, worker
+from hindsight_exec.executor.closing import DrainableWork
 from hindsight_exec.executor.futures import JobFuture
 from hindsight_exec.executor.phases import DRAIN, PHASES
 from hindsight_exec.executor.waiting import check_seconds, now
-from hindsight_exec.executor.work import Work
-from hindsight_exec.executor.worker import contexts
 
 TYPE_CHECKING = False  # as in `typing`, whose import would be a third of ours
 
@@ -58,12 +47,12 @@ if _code_file(_UNPATCHED_SUBMIT) != _code_file(ThreadPoolExecutor.shutdown):
 
 
 class DrainingExecutor(ThreadPoolExecutor):
-    """A ``ThreadPoolExecutor`` that drains at exit, within ``drain_timeout``.
+    """A ``ThreadPoolExecutor`` whose accepted jobs are finished at exit, within a bound.
 
     Args:
-        max_workers: Number of threads. 1, the default, makes a single writer:
-            jobs run one after the other, in the order of submission. ``None``
-            stands for the standard library's default.
+        max_workers: Number of threads. With 1, the default, jobs run one after
+            the other, in the order of submission. ``None`` stands for the
+            standard library's default.
         thread_name_prefix: Name of the threads, and of the executor in
             ``repr`` and in warnings.
         initializer: Called with ``initargs`` at the start of each worker. If
@@ -76,23 +65,18 @@ class DrainingExecutor(ThreadPoolExecutor):
             to close and before anything waits: the place to cut a sleep short.
         on_deadline: Called once, without arguments, when a bound has run out
             while a job was running: the place to cancel that job, which gets
-            half a second to end. What the callbacks raise is logged. At exit
-            they are called on threads of their own. They are kept as long as
-            a worker lives, so one that refers to the executor keeps it alive.
+            half a second to end. At exit, callbacks are called on threads of
+            their own. What they raise is logged. A callback that refers to the
+            executor keeps it alive as long as it has workers.
         ctxkwargs: Further arguments of ``prepare_context`` (CPython 3.14).
 
     Raises:
         ValueError: ``max_workers`` or ``drain_timeout`` is out of range.
         TypeError: An argument is of the wrong type.
 
-    All methods are safe from any thread, and ``submit``, ``closing``,
-    ``pending`` and ``repr`` from signal handlers and finalizers, too. So are
-    ``drain`` and ``shutdown``, unless they would wait for the code that was
-    interrupted: a ``RuntimeError`` if that is a job of the same executor. On
-    PyPy, whose queue takes a lock, a handler may set flags only.
-
-    A forked child starts with an empty executor of its own; the parent's jobs
-    stay the parent's.
+    All methods are safe from any thread. On CPython they are re-entrant, too:
+    signal handlers and finalizers may call them, once the workers have started.
+    A forked child starts with an empty executor; the parent's jobs are its own.
     """
 
     #: The phase of exit in which executors of this class are drained.
@@ -114,25 +98,18 @@ class DrainingExecutor(ThreadPoolExecutor):
             cpus: Callable[[], Optional[int]] = getattr(os, "process_cpu_count", os.cpu_count)
             max_workers = min(32, (cpus() or 1) + 4)
         check_seconds("drain_timeout", drain_timeout, least=0.0)
-        callbacks = {"on_closing": on_closing, "on_deadline": on_deadline}
-        for name, callback in callbacks.items():
-            if callback is not None and not callable(callback):
-                raise TypeError(f"{name} must be callable, not {callback!r}")
         super().__init__(max_workers, thread_name_prefix, initializer, initargs, **ctxkwargs)
-        create_context, resolve_task = contexts(type(self), initializer, initargs, ctxkwargs)
-        self._children: dict[int, Work] = {}
-        self._work = Work(
+        create_context, resolve_task = worker.contexts(type(self), initializer, initargs, ctxkwargs)
+        self._children: dict[int, DrainableWork] = {}
+        self._work = DrainableWork(
             name=thread_name_prefix or f"{type(self).__name__}-{_numbers()}",
-            phase=PHASES[self.exit_phase],
+            register=PHASES[self.exit_phase],
             max_workers=max_workers,
             create_context=create_context,
             resolve_task=resolve_task,
             broken=getattr(type(self), "BROKEN", BrokenThreadPool),
-        )
-        self._work.closing = Closing(
-            self._work,
-            drain_timeout,
-            {name: callback for name, callback in callbacks.items() if callback is not None},
+            drain_timeout=drain_timeout,
+            callbacks={"on_closing": on_closing, "on_deadline": on_deadline},
             warns=self.exit_phase == DRAIN,
         )
         self._work.close_when_collected(self)
@@ -144,10 +121,9 @@ class DrainingExecutor(ThreadPoolExecutor):
         exception, that is logged, once.
 
         Raises:
-            ExecutorClosed: After :meth:`shutdown`, or once exit has begun. It
-                is a ``RuntimeError`` with the standard library's wording. A
-                job may not submit to its own executor either, once that is
-                closing.
+            ExecutorClosed: After :meth:`shutdown`, or when exit has drained
+                all executors; for the executor's own jobs as soon as it is
+                closing. A ``RuntimeError`` in the standard library's words.
             BrokenThreadPool: The initializer failed.
             RuntimeError: The system can start no thread; nothing was taken.
         """
@@ -163,18 +139,22 @@ class DrainingExecutor(ThreadPoolExecutor):
             fn = functools.partial(contextvars.copy_context().run, fn)
         if work.resolve_task is not None:
             fn, args, kwargs = None, work.resolve_task(fn, args, kwargs), None  # type: ignore[assignment]
+        if not work.workers:
+            worker.start(work)
         pending = work.pending
-        # `pending` counts the running jobs too, so this compares what there is
-        # to do with the threads that can do it.
-        if len(pending) >= len(work.workers) < work.max_workers:
-            work.start_worker()
-        future: Future[T] = JobFuture()
+        future = JobFuture()
         token = object()
         try:
-            pending.add(token)
             work.queue.put((future, fn, args, kwargs, token))
+            # Counted when it is queued: what interrupts this thread in between,
+            # and drains, would wait for a job that nobody can begin.
+            pending.add(token)
+            if future.finished:
+                pending.finish(token)  # the worker was faster
             if work.gated:
                 work.confirm(future, token)
+            if len(pending) > len(work.workers) < work.max_workers:
+                worker.start(work)
         except BaseException:
             work.withdraw(future, token)
             raise
@@ -187,12 +167,11 @@ class DrainingExecutor(ThreadPoolExecutor):
             timeout: Seconds to wait at most; ``None`` for no bound.
 
         Returns:
-            Whether all of them are done (or cancelled). Nothing is closed or
-            cancelled, and jobs submitted meanwhile are not waited for.
+            Whether all of them are done (or cancelled). Jobs submitted
+            meanwhile are not waited for.
 
         Raises:
-            RuntimeError: Called by a job of this executor, which would wait
-                for itself.
+            RuntimeError: Called by a job of this executor.
         """
         check_seconds("timeout", timeout)
         work = self._renewed()
@@ -215,9 +194,8 @@ class DrainingExecutor(ThreadPoolExecutor):
             cancel_futures: Cancel the jobs that are still queued.
             timeout: Seconds to wait at most; ``None`` waits for as long as it
                 takes, as the standard library does. When the bound runs out,
-                ``on_deadline`` is called, queued jobs are cancelled and one
-                warning says how many jobs were left; exit then does not wait
-                for them again.
+                ``on_deadline`` is called, queued jobs are cancelled, and one
+                warning says how many are abandoned. Exit does not wait again.
 
         Raises:
             RuntimeError: ``wait`` is true in a job of this executor. The
@@ -229,10 +207,10 @@ class DrainingExecutor(ThreadPoolExecutor):
             raise ValueError(f"timeout={timeout!r} bounds the waiting, so it needs wait=True")
         work = self._renewed()
         deadline = None if timeout is None else now() + timeout
-        work.close(_refusal)
+        work.close(lambda: ExecutorClosed("cannot schedule new futures after shutdown"))
         if cancel_futures:
-            work.closing.cancel_queued()
-        work.closing.call("on_closing")
+            work.cancel_queued()
+        work.call("on_closing")
         if not wait:
             return
         if work.is_own_thread():
@@ -241,14 +219,14 @@ class DrainingExecutor(ThreadPoolExecutor):
             # The workers have found the end of the queue, or are about to.
             work.join(None if deadline is None else max(0.0, deadline - now()))
         else:
-            work.closing.expire(f"shutdown(timeout={timeout:g}) expired")
-            work.closing.give_up(now() + closing.GRACE)
+            work.expire(f"shutdown(timeout={timeout:g}) expired")
+            work.give_up(now() + closing.GRACE)
 
     @property
     def closing(self) -> bool:
-        """Whether submissions are refused."""
+        """Whether it has begun to close: by ``shutdown``, or as exit drains it."""
         work = self._renewed()
-        return work.gated or work.phase.over
+        return work.gated or work.register.closed
 
     @property
     def pending(self) -> int:
@@ -259,9 +237,8 @@ class DrainingExecutor(ThreadPoolExecutor):
         state = ", closing" if self.closing else ""
         return f"<{type(self).__name__} {self._work.name!r} {self.pending} pending{state}>"
 
-    def _renewed(self) -> Work:
-        """Our work; in a forked child a new one, as the queue, the threads and
-        the jobs are the parent's."""
+    def _renewed(self) -> DrainableWork:
+        """Our work; a new one in a forked child, where queue and threads are the parent's."""
         process.renew_if_forked()
         if self._work.pid != process.pid:
             child = self._work.for_child()
@@ -269,7 +246,3 @@ class DrainingExecutor(ThreadPoolExecutor):
             # Of two threads that come here at once, one wins.
             self._work = self._children.setdefault(process.pid, child)
         return self._work
-
-
-def _refusal() -> Exception:
-    return ExecutorClosed("cannot schedule new futures after shutdown")

@@ -16,22 +16,51 @@ from types import FunctionType
 
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import process
-from hindsight_exec.executor.exit_hook import stay_first
 from hindsight_exec.executor.pending import Pending
-from hindsight_exec.executor.phases import AFTER_EXIT
-from hindsight_exec.executor.waiting import Background, now
-from hindsight_exec.executor.worker import serve
+from hindsight_exec.executor.waiting import now
 
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from typing import Any, Callable, Optional
 
-    from hindsight_exec.executor.closing import Closing
-    from hindsight_exec.executor.phases import Phase
-    from hindsight_exec.executor.pool import DrainingExecutor
-    from hindsight_exec.executor.worker import Context
+    from typing_extensions import Self
+
+    from hindsight_exec.executor.futures import JobFuture
+
+AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+
+class Register:
+    """The work that one phase of exit has to drain: all that has workers.
+
+    Locks: none. ``add`` notes the work, then looks whether the register is
+    closed. Exit closes it, then looks at what is noted.
+    """
+
+    def __init__(self) -> None:
+        self.works: set[Any] = set()
+        # The last that was noted or, while exit drains, submitted. As long as
+        # it stays the same, nothing was.
+        self.latest: object = None
+        self.closed = False
+
+    def add(self, work: Work) -> None:
+        """Have the work drained at exit; raise if it is too late for that."""
+        self.works.add(work)
+        self.latest = work
+        if self.closed:
+            self.works.discard(work)
+            raise ExecutorClosed(AFTER_EXIT)
+
+    def remove(self, work: Work) -> bool:
+        """Forget the work unless it has workers; return whether it has none."""
+        if work.workers:
+            return False
+        self.works.discard(work)
+        if work.workers:
+            self.works.add(work)  # one has enlisted between these lines
+        return not work.workers
 
 
 class Work:
@@ -40,8 +69,9 @@ class Work:
     Guarantees:
 
     * An accepted job is run once, or cancelled; its future says which.
-    * A job is in ``pending`` from before it is queued until its future is
-      done. Whoever finds ``pending`` empty finds all accepted jobs done.
+    * A job is in ``pending`` from when ``submit`` returns, at the latest, until
+      its future is done. Whoever finds ``pending`` empty finds all accepted
+      jobs done.
     * Whoever has a job accepted has a worker, which is started before.
     * A submission that races with the end of the queue is settled by
       ``Future.cancel``. If a worker has begun the job, it was accepted; if the
@@ -61,20 +91,19 @@ class Work:
         self,
         *,
         name: str,
-        phase: Phase,
+        register: Register,
         max_workers: int,
-        create_context: Callable[[], Context],
+        create_context: Callable[[], Any],
         resolve_task: Optional[Callable[..., Any]],
         broken: Callable[[str], Exception],
     ) -> None:
         self.name = name
-        self.phase = phase
+        self.register = register
         self.max_workers = max_workers
         self.create_context = create_context
         self.resolve_task = resolve_task
         self.broken = broken
         self.refusal: Optional[Callable[[], Exception]] = None  # of submissions, for good
-        self.closing: Closing
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -90,12 +119,11 @@ class Work:
         self.refuses_own_jobs = False
         self.gated = self.refusal is not None  # submissions have to ask `admit`
 
-    def for_child(self) -> Work:
+    def for_child(self) -> Self:
         """The same work in a forked child: as open or closed, and without the jobs."""
-        child = Work.__new__(Work)
+        child = type(self).__new__(type(self))
         child.__dict__.update(self.__dict__)
         child._start_afresh()
-        child.closing = self.closing.for_child(child)
         return child
 
     # --- submissions ---
@@ -107,43 +135,18 @@ class Work:
         if self.refuses_own_jobs and self.is_own_thread():
             raise ExecutorClosed(AFTER_EXIT)
 
-    def confirm(self, future: Future[Any], token: object) -> None:
+    def confirm(self, future: JobFuture, token: object) -> None:
         """Refuse a gated submission after all if the queue has ended meanwhile."""
-        self.phase.latest = token  # exit looks once more
+        self.register.latest = token  # exit looks once more
         if self.refusal is not None and self.withdraw(future, token):
             raise self.refusal()
 
-    def withdraw(self, future: Future[Any], token: object) -> bool:
+    def withdraw(self, future: JobFuture, token: object) -> bool:
         """Take a submission back; return False if its job has begun."""
         cancelled = future.cancel()
-        if cancelled:
+        if cancelled or future.finished:
             self.pending.finish(token)
         return cancelled
-
-    def start_worker(self) -> None:
-        """Start a worker, for a job that is submitted thereafter."""
-        stay_first()
-        self.phase.add(self)
-        name = f"{self.name}_{len(self.workers)}"
-        try:
-            try:
-                thread = threading.Thread(target=serve, args=(self,), name=name, daemon=True)
-            except RuntimeError:
-                # An isolated subinterpreter allows no daemon threads.
-                thread = threading.Thread(target=serve, args=(self,), name=name, daemon=False)
-            start = Background(thread.start)
-            start.wait(None)
-            if start.error is not None:
-                raise start.error
-        except BaseException as error:
-            if not self.workers:
-                self.phase.works.discard(self)
-                if not self.workers:
-                    raise
-                self.phase.works.add(self)  # one has enlisted between these lines
-            if not isinstance(error, Exception):
-                raise
-            # A worker less. Those that live take the job.
 
     def close(self, refusal: Callable[[], Exception]) -> None:
         """Refuse submissions for good, and end the queue. Idempotent."""
@@ -154,7 +157,7 @@ class Work:
         finally:
             self.queue.put(None)
 
-    def close_when_collected(self, executor: DrainingExecutor) -> None:
+    def close_when_collected(self, executor: object) -> None:
         """End the queue when the executor is collected: nobody can submit."""
         put = self.queue.put
         if isinstance(getattr(type(self.queue), "put", None), FunctionType):
@@ -176,7 +179,7 @@ class Work:
             if len(self.workers) >= self.max_workers:
                 return False
             self.workers.append(threading.current_thread())
-            self.phase.works.add(self)
+            self.register.works.add(self)
             return True
 
     def leave(self) -> None:
@@ -186,13 +189,13 @@ class Work:
             # It stays in `workers`: join() waits for it, and no other follows.
             self.left += 1
             if self.left == len(self.workers):
-                self.phase.works.discard(self)
+                self.register.works.discard(self)
 
     def is_own_thread(self) -> bool:
         """Whether the calling thread is one of the workers."""
         return threading.current_thread() in self.workers
 
-    def take(self) -> Optional[tuple[Future[Any], object]]:
+    def take(self) -> Optional[tuple[JobFuture, object]]:
         """Take a job off the queue, for one who cancels it; None if there is none.
 
         Called on threads that no signal interrupts: one that struck now would

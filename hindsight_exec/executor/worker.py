@@ -1,13 +1,15 @@
-"""The life of a worker thread."""
+"""A worker thread, from its start to its end."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from concurrent.futures.thread import ThreadPoolExecutor
 
 from hindsight_exec.executor import process
-from hindsight_exec.executor.waiting import guarded, log
+from hindsight_exec.executor.exit_hook import stay_first
+from hindsight_exec.executor.waiting import SLICE, Background, acquire, guarded, log
 
 TYPE_CHECKING = False
 
@@ -42,9 +44,40 @@ class Context:
         pass
 
 
-def serve(work: Work) -> None:
-    """Be a worker, until the queue ends."""
-    if not work.enlist():
+def start(work: Work) -> None:
+    """Start a worker, for a job that is queued thereafter."""
+    stay_first()
+    work.register.add(work)
+    enlisted = threading.Lock()
+    enlisted.acquire()
+    options: dict[str, Any] = {
+        "target": _serve,
+        "args": (work, enlisted),
+        "name": f"{work.name}_{len(work.workers)}",
+    }
+    try:
+        try:
+            thread = threading.Thread(**options, daemon=True)
+        except RuntimeError:
+            # An isolated subinterpreter allows no daemon threads.
+            thread = threading.Thread(**options, daemon=False)
+        starting = Background(thread.start)
+        starting.wait(None)
+        if starting.error is not None:
+            raise starting.error
+        # Not for ever: a finalizer may have struck a worker that enlists.
+        acquire(enlisted, SLICE)
+    except BaseException as error:
+        if work.register.remove(work) or not isinstance(error, Exception):
+            raise
+        # A worker less. Those that live take the job.
+
+
+def _serve(work: Work, enlisted: threading.Lock) -> None:
+    """Be a worker, until the queue ends. ``enlisted`` is released when it is known as one."""
+    is_needed = work.enlist()
+    enlisted.release()
+    if not is_needed:
         return
     try:
         context = work.create_context()
@@ -88,6 +121,7 @@ def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
             # is caught for it. The worker is for all jobs, so it goes on.
             log(logging.CRITICAL, "%s: exception in worker", work.name, exc_info=True)
         finally:
+            future.finished = True
             # Forget the job before it counts as done. A traceback may keep
             # this frame alive.
             job = future = fn = args = kwargs = result = None  # noqa: PLW2901

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dis
 import os
 import platform
 import sys
@@ -11,71 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
-from types import FrameType
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import pytest
+from striking import Strike, at_each_point
 
-import hindsight_exec.executor
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 from hindsight_exec.executor import exit_hook, phases
 
 LIMIT = 60  # seconds to fail after, never reached
-
-ROOM = str(Path(hindsight_exec.executor.__file__).parent)
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at the n-th point in our code where CPython may deliver a signal.
-
-    From 3.10 on these are the entry of a function, the end of a call, and jumps backward; before,
-    every bytecode. PyPy traces lines only.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-        self.previous: dict[FrameType, str] = {}
-
-    def __enter__(self) -> InterruptAt:
-        sys._getframe().f_trace_opcodes = True  # or 3.12 traces none
-        sys.settrace(self.call)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-        self.previous.clear()
-
-    def call(self, frame: FrameType, event: str, arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(ROOM):
-            return None
-        frame.f_trace_opcodes = platform.python_implementation() == "CPython"
-        frame.f_trace = self.trace  # 3.13 looks at f_trace_opcodes here, not on return
-        return self.trace
-
-    def trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == ("opcode" if frame.f_trace_opcodes else "line"):
-            previous = self.previous.get(frame, "RESUME")
-            self.previous[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if (
-                sys.version_info < (3, 10)
-                or not frame.f_trace_opcodes
-                or previous.startswith(("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE"))
-            ):
-                self.left -= 1
-                if self.left < 0:
-                    raise KeyboardInterrupt
-        return self.trace
-
-
-def at_each_point(scene: Callable[[InterruptAt], object]) -> int:
-    """Play the scene with an interrupt at each point, up to the first that is beyond its end."""
-    for number in range(100_000):
-        interrupt = InterruptAt(number)
-        scene(interrupt)
-        if interrupt.left >= 0:
-            return number
-    raise AssertionError("no end")
 
 
 def run_in_thread(call: Callable[[], object]) -> None:
@@ -113,14 +56,14 @@ def assert_sound(executor: DrainingExecutor, workers: int = 1) -> None:
 def test_submit(before, workers):
     """A submission that is interrupted takes the job whole or not at all."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor = DrainingExecutor(workers)
         ran: list[int] = []
         for _ in range(before):
             executor.submit(int)
         futures: list[Future[None]] = []
         try:
-            with interrupt:
+            with strike:
                 futures.append(executor.submit(ran.append, 1))
         except KeyboardInterrupt:
             pass
@@ -134,7 +77,7 @@ def test_submit(before, workers):
 def test_submit_while_another_shuts_down():
     """Nor is a job left behind when the executor is closed in the midst of the submission."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor = DrainingExecutor()
         executor.submit(int).result(LIMIT)
         queue, ran = executor._work.queue, []
@@ -154,7 +97,7 @@ def test_submit_while_another_shuts_down():
         executor._work.queue = Queue()  # type: ignore[assignment]
         accepted = False
         try:
-            with interrupt:
+            with strike:
                 executor.submit(ran.append, 1)
                 accepted = True
         except (KeyboardInterrupt, ExecutorClosed):
@@ -170,11 +113,11 @@ def test_submit_while_another_shuts_down():
 def test_map():
     """An interrupted map leaves the jobs that were accepted, and no other trace."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor = DrainingExecutor()
         ran: list[int] = []
         try:
-            with interrupt:
+            with strike:
                 list(executor.map(ran.append, range(3)))
         except KeyboardInterrupt:
             pass
@@ -187,14 +130,14 @@ def test_map():
 def test_drain():
     """An interrupted drain is a KeyboardInterrupt, and the next one is right."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor = DrainingExecutor()
         go = threading.Event()
         future = executor.submit(go.wait, LIMIT)
         releaser = threading.Timer(0.002, go.set)
         releaser.start()
         try:
-            with interrupt:
+            with strike:
                 assert executor.drain(LIMIT)
         except KeyboardInterrupt:
             pass
@@ -213,13 +156,13 @@ def test_drain():
 def test_shutdown(cancel, timeout, caplog):
     """After an interrupted shutdown the next one ends, and every future is done."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor = DrainingExecutor(on_closing=int, on_deadline=int)
         entered = threading.Event()
         futures = [executor.submit(entered.set), *(executor.submit(int) for _ in range(5))]
         assert entered.wait(LIMIT)
         try:
-            with interrupt:
+            with strike:
                 executor.shutdown(cancel_futures=cancel, timeout=timeout)
         except KeyboardInterrupt:
             pass
@@ -250,7 +193,7 @@ def play_no_exit() -> None:
 def test_exit(drain_timeout, caplog):
     """Whenever exit is interrupted, it goes on: futures are done and callbacks are called."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         play_no_exit()
         caplog.clear()
         called: list[str] = []
@@ -262,7 +205,7 @@ def test_exit(drain_timeout, caplog):
         for phase in (phases.DRAIN, phases.CLOSE):
             phases.call_at_exit(lambda phase=phase: called.append(phase), phase)
         try:
-            with interrupt:
+            with strike:
                 exit_hook.close_all()
         except KeyboardInterrupt:
             # At the last bytecodes. CPython looks for signals there until 3.9.
@@ -281,13 +224,7 @@ def test_exit(drain_timeout, caplog):
                 executor.submit(int)
 
     # The first point is outside of all: the entry of the function that is called.
-    scene(InterruptAt(10**6))
-    for number in range(1, 100_000):
-        interrupt = InterruptAt(number)
-        scene(interrupt)
-        if interrupt.left >= 0:
-            break
-    assert number > 50
+    assert at_each_point(scene, first=1) > 50
 
 
 REAL = """
@@ -337,10 +274,10 @@ def test_real_signals(run):
 def test_points_are_found():
     """The interrupter counts what it should: at each point once, and none outside of our code."""
 
-    def scene(interrupt: InterruptAt) -> None:
+    def scene(strike: Strike) -> None:
         executor: Optional[DrainingExecutor] = None
         try:
-            with interrupt:
+            with strike:
                 executor = DrainingExecutor()
         except KeyboardInterrupt:
             assert executor is None
