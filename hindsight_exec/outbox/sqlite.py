@@ -314,7 +314,7 @@ class Database:
                 try:
                     self.vacuum_now()
                 except sqlite3.OperationalError as error:
-                    self.note_io_error(error)
+                    self._note_io_error(error)
 
     def vacuum_now(self) -> None:
         """Called inside :meth:`use`."""
@@ -322,7 +322,7 @@ class Database:
             self.execute("PRAGMA temp_store = FILE")  # it copies everything
             self.execute("VACUUM")
         except sqlite3.OperationalError as error:
-            self.mends(error)
+            self._mends(error)
             self.execute("PRAGMA temp_store = MEMORY")
             self.execute("VACUUM")
         finally:

@@ -18,7 +18,7 @@ def patch() -> None:
 
 if when == "before":
     patch()
-importlib.import_module("hindsight_exec").RetainWriter
+importlib.import_module("hindsight_exec").RetainWriter  # noqa: B018 - the look-up imports
 if when == "after":
     patch()
 giving = importlib.import_module("giving")
