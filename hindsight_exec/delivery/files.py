@@ -192,8 +192,9 @@ class Files:
         with self._lock:
             claim = self._claims.pop(backlog, None)
         if claim is not None and backlog.broken:
-            backlog.outbox.close()
-            self._set_aside(claim, None)
+            with self._opening:
+                backlog.outbox.close()
+                self._set_aside(claim, None)
         else:
             self._close(backlog, claim)
 

@@ -38,6 +38,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.executor import process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +105,7 @@ class Process:
         return set(self._descriptors)
 
 
-_processes = {os.getpid(): Process()}
+_process = Process()
 # A child keeps the connections of its parent referenced, as closing one would
 # change the parent's file.
 _inherited: list[object] = []
@@ -114,31 +115,29 @@ _forking = threading.local()
 
 def this_process() -> Process:
     """What this process has open; in a new process nothing, hooks or not."""
-    pid = os.getpid()
-    return _processes.get(pid) or _begin(pid, unsafe=False)
+    process.renew_if_forked()
+    return _process
 
 
-def _begin(pid: int, *, unsafe: bool) -> Process:
-    fresh = Process(unsafe=unsafe)
-    process = _processes.setdefault(pid, fresh)  # atomic: threads may come here at once
-    if process is fresh:
-        for other in set(_processes) - {pid}:
-            parent = _processes.pop(other)
-            parent.close_inherited()
-            _inherited.append(list(parent.databases))
-    return process
+def _renew() -> None:
+    global _process
+    parent = _process
+    parent.close_inherited()
+    _inherited.append(list(parent.databases))
+    # Without hooks nobody can tell.
+    _process = Process(unsafe=not getattr(_forking, "complete", True))
 
 
 def _before_fork() -> None:
-    process = this_process()
+    own = this_process()
     deadline = time.monotonic() + FORK_WAIT
     held: list[Any] = []
     _forking.held = held
     _forking.complete = False
-    if not process.lock.acquire(timeout=FORK_WAIT):
+    if not own.lock.acquire(timeout=FORK_WAIT):
         return
-    held.append(process.lock)
-    for database in list(process.databases):
+    held.append(own.lock)
+    for database in list(own.databases):
         if database.used_by_this_thread():
             continue  # a signal handler or a finalizer forks, between two statements
         if not database.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -150,14 +149,9 @@ def _before_fork() -> None:
 def _after_in_parent() -> None:
     for lock in reversed(_forking.held):
         lock.release()
-    _forking.held = []
+    del _forking.held, _forking.complete
 
 
-def _after_in_child() -> None:
-    _begin(os.getpid(), unsafe=not _forking.complete)
-
-
+process.call_in_child(_renew)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
