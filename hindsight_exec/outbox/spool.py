@@ -54,6 +54,7 @@ else:
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _MODE = 0o600
+_FOLDER_LOCK = ".folder.lock"
 
 #: What SQLite makes beside a file, and all that belongs to one.
 _BESIDE = ("-wal", "-shm", "-journal")
@@ -99,7 +100,8 @@ class Claim:
         for suffix in ("", "-wal", "-journal"):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{suffix}").replace(f"{aside}{suffix}")
-        _sync(self.path.parent)
+        with contextlib.suppress(OSError):
+            sync_names(self.path.parent)
         self.release(remove=True)
         return aside
 
@@ -107,7 +109,7 @@ class Claim:
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock while files are created, adopted or removed."""
-    descriptor = _open(folder / ".folder.lock")
+    descriptor = _open(folder / _FOLDER_LOCK)
     try:
         deadline = time.monotonic() + _PATIENCE
         while not try_lock(descriptor):
@@ -149,11 +151,14 @@ def create(folder: Path) -> Claim:
 
 
 def _make(folder: Path) -> None:
-    """Make the folder and its parents; a loss of power after that takes none of them back."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for one in missing:
-        _sync(one.parent)
+    """Make the folder and its parents; a loss of power after that takes none of them back.
+
+    The folder's lock file is made after that, so it tells that this was done.
+    """
+    if not (folder / _FOLDER_LOCK).exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in folder.parents:
+            sync_names(parent)
 
 
 def _sweep(folder: Path) -> None:
@@ -241,14 +246,19 @@ def _close(descriptor: int) -> None:
     this_process().close(descriptor)
 
 
-def _sync(folder: Path) -> None:
+def sync_names(folder: Path) -> None:
     """Make the names in a folder survive a loss of power, where the system can."""
-    with contextlib.suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        # The others say that this cannot be done here: not by this user, or not
+        # by this system.
+        if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _unlink(path: Path) -> None:

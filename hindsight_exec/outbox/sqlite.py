@@ -10,15 +10,14 @@ import os
 import re
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, Sequence, TypeVar
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional, Sequence, TypeVar
 from urllib.parse import quote
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 
 from .forks import this_process
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from .spool import sync_names
 
 # sqlite3 raises OperationalError for this damage, and for a full disk alike.
 # Its message about text that cannot be decoded quotes that text.
@@ -113,6 +112,9 @@ class Database:
             self.connection.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {version}; COMMIT"
             )
+            if self._log:
+                # SQLite does so, too, but does not look whether it succeeded.
+                sync_names(Path(self._log).parent)
 
     def forget(self) -> None:
         """Continue in memory. Called in a step."""
@@ -268,15 +270,18 @@ class Database:
             free, pages, size = map(self.pragma, ("freelist_count", "page_count", "page_size"))
             if free * size > worth and free * 2 > pages:
                 # It copies the live half of the file, which a full disk has no room for.
-                with contextlib.suppress(sqlite3.OperationalError):
+                try:
                     self.vacuum_now()
+                except sqlite3.OperationalError as error:
+                    self.note_io_error(error)
 
     def vacuum_now(self) -> None:
         """Called in a step."""
         try:
             self.execute("PRAGMA temp_store = FILE")  # it copies everything
             self.execute("VACUUM")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            self.mends(error)
             self.execute("PRAGMA temp_store = MEMORY")
             self.execute("VACUUM")
         finally:
