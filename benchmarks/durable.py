@@ -4,13 +4,19 @@ All are given the same messages and keep them in WAL mode on the same disk, at t
 ``synchronous``; only the raw INSERT is given its bytes ready.  Ours runs with its worker, which
 asks a server that is down meanwhile.
 Tight: one turn after the other. Paced: one every ten milliseconds; people talk more slowly.
+
+A crowd is many threads that give turns at once, as a gateway's chats do. It is measured beside the
+code before its threads shared their commits, and on a disk whose syncs take 20 ms.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -26,6 +32,7 @@ from .measure import (
     Goal,
     Result,
     Row,
+    environment,
     free_port,
     quantile,
     rows,
@@ -156,7 +163,11 @@ _PEERS = {
 _AT_NORMAL = {"huey": "huey (syncs nothing)", "persist-queue": ""}
 
 
-def run(*, rounds: int = 9) -> Result:
+def run(*, rounds: int = 9) -> list[Result]:
+    return [_run(rounds=rounds), run_crowd(rounds=rounds)]
+
+
+def _run(*, rounds: int) -> Result:
     every: list[Row] = []
     for synchronous in ("FULL", "NORMAL"):
         names = {name: name for name in _PEERS}
@@ -194,4 +205,82 @@ def run(*, rounds: int = 9) -> Result:
             mine = result.row(line).median
             text = f"{line}: not above {best.name}, the best peer"
             result.goals.append(Goal(text, mine <= best.median, f"{mine / best.median:.2f}"))
+    return result
+
+
+# --- a crowd ------------------------------------------------------------------
+
+#: The last code in which each thread waited for a sync of its own.
+BEFORE = "c19c66f"
+_ROOT = Path(__file__).parent.parent
+
+
+def _crowd(tree: Path, folder: Path, preload: dict[str, str]) -> Figures:
+    def child(threads: int, each: int, **variables: str) -> Any:
+        program = [sys.executable, str(Path(__file__).with_name("durable_child.py"))]
+        program += [str(threads), str(each), str(folder)]
+        variables = {**environment(), "PYTHONPATH": str(tree), **variables}
+        return json.loads(subprocess.check_output(program, env=variables, cwd=folder))
+
+    many, alone = child(300, 3), child(1, 100)
+    figures = {
+        "300 threads x 3, each turn": many["all"] / 900,
+        "300 threads x 3, p50": quantile(many["turns"], 0.5),
+        "300 threads x 3, p99": quantile(many["turns"], 0.99),
+        "one thread x 100, p50": quantile(alone["turns"], 0.5),
+    }
+    if preload:
+        figures["300 at once, a sync takes 20 ms, all"] = child(300, 1, **preload)["all"]
+    return figures
+
+
+def run_crowd(*, rounds: int = 9) -> Result:
+    """The crowd, beside the code before; without git or a C compiler with less to compare."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        contestants, preload = {OURS: _ROOT}, {}
+        archive = subprocess.run(
+            ["git", "-C", str(_ROOT), "archive", BEFORE, "hindsight_exec"],
+            capture_output=True,
+            check=False,
+        )
+        if archive.returncode == 0:
+            contestants[f"before ({BEFORE})"] = folder / "before"
+            (folder / "before").mkdir()
+            subprocess.run(["tar", "-x", "-C", folder / "before"], input=archive.stdout, check=True)
+        library = folder / "slow.so"
+        source = _ROOT / "tests" / "powercut" / "shim.c"
+        if shutil.which("gcc") and sys.platform == "linux":
+            command = [
+                "gcc",
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-o",
+                str(library),
+                str(source),
+                "-lpthread",
+            ]
+            subprocess.run(command, check=True)
+            preload = {
+                "LD_PRELOAD": str(library), "POWERCUT_ROOT": place, "POWERCUT_DELAY": "20",
+            }  # fmt: skip
+        taken = side_by_side(
+            {name: partial(_crowd, tree, folder, preload) for name, tree in contestants.items()},
+            rounds=rounds,
+        )
+    *_, reference = contestants
+    every = rows(taken, reference)
+    result = Result(
+        "crowd", "A turn of a crowd until it is on disk", "µs", reference, every,
+        rounds=rounds, versions=versions(),
+    )  # fmt: skip
+    if reference != OURS:
+        result.aim("a fifth", "300 threads x 3, each turn", 0.2)
+        result.aim("a tenth", "300 threads x 3, p99", 0.1)
+        result.aim("not above", "one thread x 100, p50", 1.0)
+    if preload:
+        whole = result.row("300 at once, a sync takes 20 ms, all").median
+        text = "300 turns at once are safe in 0.2 s where a sync takes 20 ms"
+        result.goals.append(Goal(text, whole < 200_000, f"{whole / 1e6:.3f} s"))
     return result
