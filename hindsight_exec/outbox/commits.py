@@ -79,7 +79,7 @@ class CommittingDatabase(Database):
             while not mine.done:
                 leads = self._is_first(mine) or self._has_waited(mine)
                 if leads:
-                    with self.use():
+                    with self.access, self.step:
                         if not mine.done:
                             self._commit()
         finally:
@@ -89,7 +89,7 @@ class CommittingDatabase(Database):
                 with contextlib.suppress(IndexError):
                     waiting[0].wake()
         if mine.error is not None:
-            raise self._ours(mine.error) from None
+            raise self.ours(mine.error) from None
 
     def _is_first(self, write: _Write) -> bool:
         try:
@@ -117,11 +117,11 @@ class CommittingDatabase(Database):
                 else:
                     with self.transaction():
                         self._insert(writes)
-                        self._unsettled = writes
+                        self.unsettled = writes
                 break
             except sqlite3.OperationalError as error:
-                self._unsettled = []
-                if last_try or not self._mends(error):
+                self.unsettled = []
+                if last_try or not self.mends(error):
                     for write in writes:
                         write.error = write.error or error
                     break
@@ -137,24 +137,24 @@ class CommittingDatabase(Database):
             except _OWN_ERRORS as error:
                 write.error = error
 
-    def _recover(self) -> None:
-        super()._recover()
+    def recover(self) -> None:
+        super().recover()
         # A leader was interrupted, and may not know whether its COMMIT ran. The
         # file does.
-        writes: list[_Write] = self._unsettled
+        writes: list[_Write] = self.unsettled
         kept = [write for write in writes if write.error is None]
         if kept:
             query = f"SELECT 1 FROM {kept[-1].table} WHERE id = ?"  # noqa: S608
             if self.first(query, (kept[-1].row,)):
                 self._finish(writes)
-        self._unsettled = []
+        self.unsettled = []
 
     def _finish(self, writes: list[_Write]) -> None:
         for write in writes:
             write.done = True
             self._remove(write)
             write.wake()
-        self._unsettled = []
+        self.unsettled = []
 
     def _remove(self, write: _Write) -> None:
         try:

@@ -84,7 +84,7 @@ class OutboxReader:
         mode = "rwc" if not readonly else "rw" if exclusive else "ro"
         self._db = CommittingDatabase(path, synchronous=synchronous, mode=mode, exclusive=exclusive)
         try:
-            with self._db.use():
+            with self._db.access, self._db.step:
                 version = self._db.pragma("user_version")
                 if version > schema.VERSION:
                     raise OutboxNewer(
@@ -209,7 +209,7 @@ class OutboxReader:
 
     def summary(self) -> Summary:
         """How many turns it holds, by state."""
-        with self._db.use(), self._db.transaction("DEFERRED"), self._db.content():
+        with self._db.access, self._db.step, self._db.transaction("DEFERRED"), self._db.content():
             # One view of it all: its owner may be closing a document meanwhile.
             held, oldest = self._db.first("SELECT count(*), min(given_at) FROM turns")
             turns = {"queued": 0, "accepted": 0, "dead": 0}

@@ -71,7 +71,7 @@ def _readable(db: Database, table: str, columns: str) -> Iterator[tuple[Any, ...
     """The readable rows of a damaged table, one by one."""
     numbers: set[int] = set()
     for order in ("ASC", "DESC"):  # from both ends, up to the damage
-        with contextlib.suppress(OutboxUnavailable), db.use():
+        with contextlib.suppress(OutboxUnavailable), db.access, db.step:
             for row in db.execute(f"SELECT rowid FROM {table} ORDER BY rowid {order}"):  # noqa: S608
                 numbers.add(row[0])
     query = f"SELECT rowid, {columns} FROM {table} WHERE rowid = ?"  # noqa: S608

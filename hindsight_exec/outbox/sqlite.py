@@ -33,7 +33,13 @@ T = TypeVar("T")
 
 
 class Database:
-    """An open file. :meth:`use` makes it safe from any thread.
+    """An open file, safe from any thread by ``with database.access, database.step:``.
+
+    The first takes the lock, and is a ``with`` on a plain lock because Ctrl-C
+    cannot come between taking that and being inside. The second makes SQLite's
+    errors ours. The other managers are used inside these two. They are classes
+    because a generator that Ctrl-C leaves behind runs its ``finally`` whenever it
+    is collected: in the middle of another thread's transaction.
 
     Args:
         path: The file, or None to keep everything in memory.
@@ -71,13 +77,17 @@ class Database:
         self.bytes = 0
         self.known: dict[Any, Any] = {}
         self.lock = threading.Lock()
+        self.step = _Step(self)
+        self.synced = _Level(self, "FULL")
+        self.unsynced = _Level(self, "NORMAL")
         self._log = f"{path}-wal" if path and mode == "rwc" else None
-        self._synchronous = synchronous
         self._pid = os.getpid()
-        self._user = 0  # the thread that has the connection
-        self._bytes_before = 0
-        self._log_has_hole = False
-        self._unsettled: list[Any] = []  # what a thread is committing; guarded by `lock`
+        # Guarded by `lock`:
+        self.user = 0  # the thread that has the connection
+        self.usual = self.level = synchronous  # of the pragma
+        self.bytes_before = 0  # the transaction
+        self.log_has_hole = False
+        self.unsettled: list[Any] = []  # what a thread is committing for others
         target = f"file:{quote(os.fsencode(path))}?mode={mode}" if path else ":memory:"
         process = this_process()
         process.check()
@@ -86,8 +96,8 @@ class Database:
                 self.connection = _connect(target)
                 process.databases.add(self)
         except _ERRORS as error:
-            raise self._ours(error) from None
-        with self.use():
+            raise self.ours(error) from None
+        with self.access, self.step:
             # What is sorted fits into memory, and perhaps no folder for temporary
             # files can be written (a read-only system).
             self.execute("PRAGMA temp_store = MEMORY")
@@ -95,12 +105,9 @@ class Database:
                 self.first("PRAGMA locking_mode = EXCLUSIVE")
 
     def prepare(self, script: str, version: int) -> None:
-        """Prepare the file for writing; a script leads to the version.
-
-        Called inside :meth:`use`.
-        """
+        """Prepare the file for writing; a script leads to the version. Called in a step."""
         self.first("PRAGMA journal_mode = WAL")
-        self.execute(f"PRAGMA synchronous = {self._synchronous}")
+        self.execute(f"PRAGMA synchronous = {self.usual}")
         if script:
             self.connection.executescript(
                 f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {version}; COMMIT"
@@ -110,50 +117,21 @@ class Database:
                 sync_names(Path(self._log).parent)
 
     def forget(self) -> None:
-        """Continue in memory. Called inside :meth:`use`."""
+        """Continue in memory. Called in a step."""
         self.connection.close()
         self.connection = _connect(":memory:")
 
     def close(self) -> None:
         """Close the file. Idempotent, and nothing in a forked child."""
         if self._pid == os.getpid():
-            self._check_caller()
-            with self.lock, contextlib.suppress(sqlite3.Error):
+            with self.access, contextlib.suppress(sqlite3.Error):
                 self.connection.close()
 
     # --- steps --------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        """Have the connection alone; SQLite's errors become ours."""
-        me = threading.get_ident()
-        if self._user == me or self._pid != os.getpid():
-            self._check_caller()
-        with self.lock:
-            try:
-                self._user = me
-                if self._unsettled or self.connection.in_transaction:
-                    self._recover()
-                if self._log_has_hole and not self._mend():
-                    raise OutboxUnavailable(
-                        f"the disk failed to sync the outbox {self.name}, and has not recovered"
-                    )
-                yield
-            except _ERRORS as error:
-                self._note_io_error(error)
-                raise self._ours(error) from None
-            finally:
-                self._user = 0
-
-    def _recover(self) -> None:
-        """Roll back what Ctrl-C interrupted before its `except` could.
-
-        Nobody was told that these rows are kept.
-        """
-        if self.connection.in_transaction:
-            self._undo()
-
-    def _check_caller(self) -> None:
+    @property
+    def access(self) -> threading.Lock:
+        """The lock, after a check that this thread may wait for it."""
         if self._pid != os.getpid():
             raise self._inherited()
         if self.used_by_this_thread():
@@ -161,6 +139,11 @@ class Database:
                 f"the outbox {self.name} is in use by this very thread, which a finalizer or a "
                 "signal handler interrupted"
             )
+        return self.lock
+
+    def used_by_this_thread(self) -> bool:
+        # Another thread may have it, if Ctrl-C kept this one from saying that it left.
+        return self.user == threading.get_ident() and self.lock.locked()
 
     def _inherited(self) -> OutboxUnavailable:
         return OutboxUnavailable(
@@ -168,62 +151,38 @@ class Database:
             "open another"
         )
 
-    def used_by_this_thread(self) -> bool:
-        # Another thread may have it, if Ctrl-C kept this one from leaving.
-        return self._user == threading.get_ident() and self.lock.locked()
+    def transaction(self, kind: str = "IMMEDIATE") -> _Transaction:
+        """Commit everything or nothing. Called in a step."""
+        return _Transaction(self, kind)
 
-    @contextlib.contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """Commit everything or nothing. Called inside :meth:`use`."""
-        self._bytes_before = self.bytes
-        try:
-            self.execute(f"BEGIN {kind}")
-            yield
-            self.execute("COMMIT")
-        except BaseException:
-            self._undo()
-            raise
+    def recover(self) -> None:
+        """Set right what the last step left. Called at the start of a step."""
+        if self.connection.in_transaction:
+            # Ctrl-C interrupted it. Nobody was told that its rows are kept.
+            self.undo()
+        if self.level != self.usual:
+            self.set_level(self.usual)
+        if self.log_has_hole and not self._mend():
+            raise OutboxUnavailable(
+                f"the disk failed to sync the outbox {self.name}, and has not recovered"
+            )
 
-    def _undo(self) -> None:
+    def undo(self) -> None:
+        """Roll back. Called in a step."""
         # SQLite rolls back by itself after some errors (a full disk).
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
-        self.bytes = self._bytes_before
+        self.bytes = self.bytes_before
         self.known.clear()
 
-    @contextlib.contextmanager
-    def unsynced(self) -> Iterator[None]:
-        """Commit without a sync, which is half of the cost of delivery.
+    def set_level(self, level: str) -> None:
+        """Choose whether commits are synced. Called in a step."""
+        self.level = ""  # until it is sure
+        self.execute(f"PRAGMA synchronous = {level}")
+        self.level = level
 
-        A killed process keeps the commit all the same. A loss of power may take
-        back what was committed since the last sync, so use this only for steps
-        that can be repeated with the same result. Called inside :meth:`use`.
-        """
-        with self._synced("NORMAL"):
-            yield
-
-    @contextlib.contextmanager
-    def synced(self) -> Iterator[None]:
-        """Commit with a sync, which takes everything before to the disk, too.
-
-        For what the server is about to be told. Called inside :meth:`use`.
-        """
-        with self._synced("FULL"):
-            yield
-
-    @contextlib.contextmanager
-    def _synced(self, synchronous: str) -> Iterator[None]:
-        if synchronous == self._synchronous:
-            yield
-            return
-        self.execute(f"PRAGMA synchronous = {synchronous}")
-        try:
-            yield
-        finally:
-            self.execute(f"PRAGMA synchronous = {self._synchronous}")
-
-    def _mends(self, error: Exception) -> bool:
-        """Whether the file can be used after an error. Called inside :meth:`use`.
+    def mends(self, error: Exception) -> bool:
+        """Whether the file can be used after an error. Called in a step.
 
         A failed sync leaves two traps in the log:
 
@@ -236,13 +195,13 @@ class Database:
 
         A checkpoint writes what counts into the database and empties the log.
         """
-        self._note_io_error(error)
-        return self._log_has_hole and self._mend()
+        self.note_io_error(error)
+        return self.log_has_hole and self._mend()
 
-    def _note_io_error(self, error: Exception) -> None:
+    def note_io_error(self, error: BaseException) -> None:
         # The only name that sqlite3 before 3.11 gives to SQLITE_IOERR.
         if self._log is not None and "disk I/O error" in str(error):
-            self._log_has_hole = True
+            self.log_has_hole = True
 
     def _mend(self) -> bool:
         with contextlib.suppress(sqlite3.Error, OSError):
@@ -254,8 +213,8 @@ class Database:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self._log_has_hole = bool(busy)
-        return not self._log_has_hole
+            self.log_has_hole = bool(busy)
+        return not self.log_has_hole
 
     @contextlib.contextmanager
     def content(self) -> Iterator[None]:
@@ -268,13 +227,13 @@ class Database:
     # --- statements ---------------------------------------------------------
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Called inside :meth:`use`."""
+        """Called in a step."""
         if self._pid != os.getpid():  # a signal handler forked between two statements
             raise self._inherited()
         return self.connection.execute(sql, values)
 
     def first(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        """The first row, or None. Called inside :meth:`use`.
+        """The first row, or None. Called in a step.
 
         It reads to the end: on PyPy, a statement with rows left stays open,
         and no transaction can be committed beside it.
@@ -282,13 +241,13 @@ class Database:
         return next(iter(self.execute(sql, values).fetchall()), None)
 
     def pragma(self, name: str) -> int:
-        """Called inside :meth:`use`."""
+        """Called in a step."""
         value: int = self.first(f"PRAGMA {name}")[0]
         return value
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows."""
-        with self.use():
+        with self.access, self.step:
             return self.execute(sql, values).fetchall()
 
     def rows(
@@ -307,28 +266,28 @@ class Database:
 
     def vacuum(self, worth: int) -> None:
         """Give free space back to the system if it is ``worth`` bytes and half of the file."""
-        with self.use():
+        with self.access, self.step:
             free, pages, size = map(self.pragma, ("freelist_count", "page_count", "page_size"))
             if free * size > worth and free * 2 > pages:
                 # It copies the live half of the file, which a full disk has no room for.
                 try:
                     self.vacuum_now()
                 except sqlite3.OperationalError as error:
-                    self._note_io_error(error)
+                    self.note_io_error(error)
 
     def vacuum_now(self) -> None:
-        """Called inside :meth:`use`."""
+        """Called in a step."""
         try:
             self.execute("PRAGMA temp_store = FILE")  # it copies everything
             self.execute("VACUUM")
         except sqlite3.OperationalError as error:
-            self._mends(error)
+            self.mends(error)
             self.execute("PRAGMA temp_store = MEMORY")
             self.execute("VACUUM")
         finally:
             self.execute("PRAGMA temp_store = MEMORY")
 
-    def _ours(self, error: Exception) -> Exception:
+    def ours(self, error: Exception) -> Exception:
         """Our error for one of SQLite's, whose message may quote the file and is not shown."""
         if not isinstance(error, _ERRORS):
             return error
@@ -341,6 +300,76 @@ class Database:
                 return OutboxUnavailable(f"the outbox {self.name} cannot be used: {text}")
             text = damage[0]
         return OutboxCorrupt(f"the outbox {self.name} is damaged: {text}")
+
+
+class _Step:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        database = self._database
+        database.user = threading.get_ident()
+        try:
+            if (
+                database.connection.in_transaction
+                or database.unsettled
+                or database.log_has_hole
+                or database.level != database.usual
+            ):
+                database.recover()
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        database = self._database
+        database.user = 0
+        if isinstance(error, _ERRORS):
+            database.note_io_error(error)
+            raise database.ours(error) from None
+
+
+class _Transaction:
+    def __init__(self, database: Database, kind: str) -> None:
+        self._database = database
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        self._database.bytes_before = self._database.bytes
+        self._database.execute(f"BEGIN {self._kind}")
+
+    def __exit__(self, kind: object, error: Optional[BaseException], trace: object) -> None:
+        try:
+            if error is None:
+                self._database.execute("COMMIT")
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            if error is not None:
+                self._database.undo()
+
+
+class _Level:
+    """``unsynced`` commits without a sync, which is half of the cost of delivery.
+
+    A killed process keeps the commit all the same. A loss of power may take back
+    what was committed since the last sync, so it is for steps only that can be
+    repeated with the same result. ``synced`` takes everything before it to the
+    disk, too. It is for what the server is about to be told.
+    """
+
+    def __init__(self, database: Database, level: str) -> None:
+        self._database = database
+        self._level = level
+
+    def __enter__(self) -> None:
+        if self._database.level != self._level:
+            self._database.set_level(self._level)
+
+    def __exit__(self, *_: object) -> None:
+        if self._database.level != self._database.usual:
+            self._database.set_level(self._database.usual)
 
 
 def _connect(target: str) -> sqlite3.Connection:

@@ -184,8 +184,8 @@ class Outbox(OutboxReader):
                 of its first turn, and the item to send.
         """
         added = 0
-        with self._db.use():
-            with self._db.unsynced(), self._db.transaction(), self._db.content():
+        with self._db.access, self._db.step:
+            with self._db.unsynced, self._db.transaction(), self._db.content():
                 destination: int = self._db.first(
                     "SELECT destination FROM sources WHERE id = ?", (source,)
                 )[0]
@@ -213,7 +213,7 @@ class Outbox(OutboxReader):
         Synced at ``NORMAL``, too. Else a loss of power could take the batch back
         after the server got it, and its turns would go again in another document.
         """
-        with self._db.use(), self._db.synced(), self._db.transaction():
+        with self._db.access, self._db.step, self._db.synced, self._db.transaction():
             return self._make_batch(destination, documents, operation_id)
 
     def _make_batch(self, destination: int, documents: Sequence[int], operation_id: str) -> Batch:
@@ -229,7 +229,7 @@ class Outbox(OutboxReader):
 
     def note(self, batch: Batch, error: str = "") -> None:
         """Write down the state of a batch, and an error if there was one."""
-        with self._db.use(), self._db.unsynced():
+        with self._db.access, self._db.step, self._db.unsynced:
             self._db.execute(
                 "UPDATE batches SET operation = ?, accepted = ?, retries = ?, retry_at = ?,"
                 " error = ? WHERE id = ?",
@@ -238,8 +238,8 @@ class Outbox(OutboxReader):
 
     def complete(self, batch: Batch) -> None:
         """Forget a batch: the server has processed it."""
-        with self._db.use():
-            with self._db.unsynced(), self._db.transaction():
+        with self._db.access, self._db.step:
+            with self._db.unsynced, self._db.transaction():
                 freed = self._db.first(
                     "SELECT coalesce(sum(bytes), 0) FROM documents WHERE batch = ?", (batch.id,)
                 )[0]
@@ -249,7 +249,7 @@ class Outbox(OutboxReader):
 
     def split(self, batch: Batch, operation_ids: tuple[str, str]) -> list[Batch]:
         """Make two batches of one, under new ids; synced as by :meth:`make_batch`."""
-        with self._db.use(), self._db.synced(), self._db.transaction():
+        with self._db.access, self._db.step, self._db.synced, self._db.transaction():
             rows = self._db.execute(
                 "SELECT id FROM documents WHERE batch = ? ORDER BY id", (batch.id,)
             ).fetchall()
@@ -266,7 +266,7 @@ class Outbox(OutboxReader):
 
     def mark_dead(self, batch: Batch, reason: str, detail: str) -> None:
         """Make dead letters of a batch's documents."""
-        with self._db.use(), self._db.transaction():
+        with self._db.access, self._db.step, self._db.transaction():
             self._db.execute(
                 "UPDATE documents SET batch = NULL, reason = ?, detail = ? WHERE batch = ?",
                 (reason, detail, batch.id),
@@ -283,7 +283,7 @@ class Outbox(OutboxReader):
 
     def _dead(self, action: str, documents: Optional[Iterable[int]]) -> int:
         action += " WHERE reason IS NOT NULL"
-        with self._db.use():
+        with self._db.access, self._db.step:
             with self._db.transaction():
                 if documents is None:
                     count = self._db.execute(action).rowcount
@@ -302,7 +302,7 @@ class Outbox(OutboxReader):
         """
         where = "" if session is None else _OF_SESSION
         values = () if session is None else (session,)
-        with self._db.use():
+        with self._db.access, self._db.step:
             with self._db.transaction():
                 turns: int = self._db.first(
                     f"SELECT coalesce(sum(turns), 0) FROM documents{where}",  # noqa: S608
@@ -321,7 +321,7 @@ class Outbox(OutboxReader):
 
     def sync(self) -> None:
         """Take everything that is committed to the disk, at ``NORMAL``, too."""
-        with self._db.use():
+        with self._db.access, self._db.step:
             self._db.first("PRAGMA wal_checkpoint")
 
     def vacuum(self) -> None:

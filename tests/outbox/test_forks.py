@@ -65,7 +65,7 @@ INSIDE = """
         return 1
 
     def step():
-        with outbox._db.use():
+        with outbox._db.access, outbox._db.step:
             outbox._db.connection.create_function("stay", 0, stay)
             outbox._db.first("SELECT stay()")
 
@@ -291,7 +291,7 @@ def test_a_fork_inside_a_transaction(path: Path, run: Any, how: str) -> None:
                 raise AssertionError("the child committed for its parent")
             Outbox(folder.parent / "child.db").put(source(), turn(1))
 
-        with outbox._db.use(), outbox._db.transaction():
+        with outbox._db.access, outbox._db.step, outbox._db.transaction():
             outbox._db.execute("DELETE FROM turns")
             fork(child, {how})
             outbox._db.execute("ROLLBACK")
@@ -338,7 +338,7 @@ def test_a_finalizer_inside_a_step(path: Path, run: Any) -> None:
                     print("refused" if "this very thread" in str(error) else error)
 
         dropped = Dropped()
-        with outbox._db.use():
+        with outbox._db.access, outbox._db.step:
             del dropped
         outbox.put(source(), turn(1))
         print(outbox.summary().held)
