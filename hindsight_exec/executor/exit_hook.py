@@ -118,6 +118,8 @@ def _log_interrupt(error: BaseException) -> None:
 
 def _register() -> None:
     """Have exit call us before the standard library's own callback, which it is to follow."""
+    # Once more at the end: eventlet's patches make CPython skip the callbacks of `threading`.
+    atexit.register(close_all)
     try:
         threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
     except AttributeError:
