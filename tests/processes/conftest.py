@@ -38,6 +38,9 @@ def _build_one_file(folder: Path) -> World:
     command = [sys.executable, "-m", "PyInstaller", "--onefile", "--log-level", "ERROR"]
     for option in ("distpath", "workpath", "specpath"):
         command += [f"--{option}", str(folder / option)]
+    # What the program does not use brings much of this environment with it.
+    for module in ("aiohttp.worker", "aiohttp.pytest_plugin", "aiohttp.test_utils", "IPython"):
+        command += ["--exclude-module", module]
     # It does not see the hooks of an editable install.
     command += ["--paths", str(Path(hindsight_exec.__file__).parents[1])]
     subprocess.run([*command, str(APPS / "plain.py")], check=True, timeout=240)

@@ -11,6 +11,7 @@ from .models import MODELS
 
 pytestmark = [
     pytest.mark.processes,
+    pytest.mark.timeout(300),  # PyInstaller builds a program
     pytest.mark.skipif(sys.platform == "win32", reason="the hosts need POSIX"),
 ]
 
