@@ -99,8 +99,11 @@ def _shown(item: Field[Any], settings: Settings) -> Any:
     if value is None or (item.name == "api_url" and settings.mode == "local_embedded"):
         return ""
     if isinstance(value, tuple):
-        plain = item.metadata["kind"] == "list"
-        return ",".join(value) if plain else json.dumps(value, ensure_ascii=False) if value else ""
+        kind = item.metadata["kind"]
+        if kind == "list" or not value:
+            return ",".join(value)
+        table = dict(value) if kind in ("banks", "variables") else value
+        return json.dumps(table, ensure_ascii=False)
     return value
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from hindsight_exec.hermes import HindsightMemoryProvider
 from hindsight_exec.settings import keyring
 
+from .hosts import Host
+from .llm import FakeLLM
+from .managed import Checkout
 from .recording import Hindsight, configure
+
+TOP = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -59,3 +67,43 @@ def make(home, hindsight):
     yield make
     for provider in made:
         provider.shutdown()
+
+
+@pytest.fixture
+def llm():
+    llm = FakeLLM()
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def host(tmp_path, home, llm, hindsight):
+    """The Hermes that is installed here, with our plugin in it."""
+    host = Host(tmp_path, home, llm, hindsight.url)
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    """Hermes 0.22 under its own package manager."""
+    return Checkout(tmp_path_factory.mktemp("managed"))
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """A git repository of all that the repository of this project holds."""
+    if not (TOP / "plugin.yaml").is_file():
+        pytest.skip("the sources are not beside the tests")
+    folder = tmp_path_factory.mktemp("clone") / "hindsight_exec"
+    skipped = (".*", "__pycache__", "build", "dist", "*.egg-info")
+    shutil.copytree(TOP, folder, ignore=shutil.ignore_patterns(*skipped))
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "clone")
+    return folder
+
+
+def git(folder, *args):
+    command = ["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *args]
+    subprocess.run(command, check=True)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from .llm import FakeLLM
+from .managed import Checkout
 from .recording import LIMIT, configure
 
 
@@ -73,6 +74,7 @@ class Host:
     """Hermes in a folder of its own, with our plugin installed by our command alone."""
 
     def __init__(self, folder: Path, home: Path, llm: FakeLLM, url: str) -> None:
+        self.checkout: Checkout | None = None
         self.folder = folder
         self.home = home
         self.printed = ""
@@ -117,8 +119,23 @@ telemetry:  # else 0.22 asks before its first chat
     def ours(self) -> list[str]:
         return [sys.executable, "-m", "hindsight_exec"]
 
+    def use(self, checkout: Checkout) -> None:
+        """Run Hermes from a checkout from now on, under its own package manager."""
+        self.checkout = checkout
+        self.environment.update(checkout.environment)
+        cache = self.home / "cache"
+        cache.mkdir(exist_ok=True)
+        (cache / "uv").symlink_to(checkout.cache)
+
+    @property
+    def python(self) -> str:
+        """The interpreter that Hermes runs with."""
+        return str(self.checkout.prepared(self.home)) if self.checkout else sys.executable
+
     @property
     def hermes(self) -> list[str]:
+        if self.checkout is not None:
+            return self.checkout.hermes
         assert HERMES is not None
         return [str(Path(sys.executable).with_name(HERMES.command))]
 
