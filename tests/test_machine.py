@@ -47,6 +47,8 @@ from hindsight_exec.outbox.salvage import salvage
 from hindsight_exec.outbox.schema import Batch
 from hindsight_exec.outbox.store import MAX_BYTES, Outbox
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 60  # seconds to fail after, never reached
 
 SETTINGS = settings(

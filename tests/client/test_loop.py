@@ -253,6 +253,7 @@ def test_a_closed_loop_refuses(loop):
     assert repr(loop) == "<BackgroundLoop closed>"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # nor taken
 @pytest.mark.parametrize("use", ["start", "run"])
 def test_ctrl_c_anywhere_in_a_start_leaks_nothing(use):
@@ -393,6 +394,7 @@ def test_what_still_runs_at_exit_is_cancelled():
         ) == ["[True,", "True,", "True]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "job",
     [

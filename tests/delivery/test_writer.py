@@ -414,6 +414,7 @@ def cut_poison(exchange: Any) -> Optional[Cut]:
     return Cut.BEFORE if b"poison" in exchange.body else None
 
 
+@pytest.mark.slow
 def test_a_document_that_never_gets_through_stops_no_other(server: Serving, write: Any) -> None:
     """A batch that fails again and again lets others go first, and is split once they arrive."""
     poison = [{"role": "user", "content": "poison"}]
@@ -436,6 +437,7 @@ def test_a_document_that_never_gets_through_stops_no_other(server: Serving, writ
     assert stored(server.url) == {**expected, "s4": ["poison"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bank", ["b", "another"])
 def test_what_another_process_cannot_deliver_stops_no_other(
     server: Serving, write: Any, bank: str
@@ -454,6 +456,7 @@ def test_what_another_process_cannot_deliver_stops_no_other(
     assert stored(server.url) == {"s1": texts([1])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", list(Cut))
 def test_a_request_that_is_cut_is_sent_again(server: Serving, write: Any, cut: Cut) -> None:
     """Wherever a request is cut, its turns are stored once."""
@@ -489,6 +492,7 @@ def on_strike(asked: list[str]) -> Any:
     return script
 
 
+@pytest.mark.slow
 def test_failed_operations_are_retried_then_dead(write: Any, monkeypatch: Any) -> None:
     """An operation that fails is told to run again; one that fails for good is a dead letter."""
     monkeypatch.setattr("hindsight_exec.delivery.schedule._RETRIES", (0.0, 0.0))
@@ -505,6 +509,7 @@ def test_failed_operations_are_retried_then_dead(write: Any, monkeypatch: Any) -
         writer.close()
 
 
+@pytest.mark.slow
 def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
     """Programs that start and end while a retry is waited for do not use the retries up."""
     monkeypatch.setattr("hindsight_exec.delivery.schedule._RETRIES", (0.0, 500.0))
@@ -534,6 +539,7 @@ def test_a_start_is_no_retry(write: Any, state: Path, monkeypatch: Any) -> None:
         assert writer.counters().dead == 0
 
 
+@pytest.mark.slow
 def test_an_old_server_is_sent_a_failed_operation_again(write: Any, monkeypatch: Any) -> None:
     """One that names operations itself retries without effect: the same document goes again."""
     monkeypatch.setattr("hindsight_exec.delivery.schedule._RETRIES", (0.0, 0.0))
@@ -579,6 +585,7 @@ def test_an_operation_that_the_server_forgot_is_looked_up(server: Serving, write
     assert stored(server.url) == {"s": texts([1])}
 
 
+@pytest.mark.slow
 def test_backoff_spares_a_server_that_is_down(write: Any) -> None:
     """Thousands of waiting turns make one request at a time, and not one each."""
 
@@ -637,6 +644,7 @@ def test_a_stalled_writer_is_visible(write: Any, caplog: Any) -> None:
 # --- exits --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_turns_given_last_are_sent_at_exit(run: Any, state: Path) -> None:
     """A program that falls off the end of main delivers what it gave, in a few requests."""
     serving = Serving(latency=0.1)

@@ -122,6 +122,7 @@ def test_callbacks_of_the_parent(run):
     assert ended == (0, "child's\nchild 0\nparent's\n", "")
 
 
+@pytest.mark.slow
 def test_fork_while_others_submit(run):
     """A child works whatever lock another thread held at the moment of the fork."""
     ended = run(

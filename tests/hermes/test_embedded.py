@@ -35,6 +35,8 @@ from hindsight_exec.settings.dotenv import set_variables
 from .recording import LIMIT, configure
 from .test_history import History
 
+pytestmark = pytest.mark.slow
+
 STAND_IN = '''
 import fcntl, json, os, subprocess, sys, time, urllib.request
 from pathlib import Path

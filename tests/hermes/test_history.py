@@ -20,6 +20,8 @@ from hindsight_exec.hermes.history import past_sessions
 
 from .recording import configure
 
+pytestmark = pytest.mark.slow
+
 AT = 1_760_000_000.0  # an autumn day of 2025
 
 # As hermes-agent 0.19.0 makes them, with the columns that count.

@@ -125,6 +125,7 @@ def host(make, monkeypatch):
     return Host(provider, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", range(1, LENGTH + 1))
 def test_every_order_of_calls(host, length):
     """Whatever order the host calls in, memories and turns stay in their session."""

@@ -688,6 +688,7 @@ def test_missions_where_bank_settings_are_off(make, hindsight):
     assert request.body == {"reflect_mission": "so"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_child_forked_anywhere_in_the_provider(run, hindsight, home):
     """Wherever another thread is inside the provider at a fork, the child can use it."""

@@ -239,6 +239,7 @@ def lead_and_follow(outbox: Outbox, place: int, lead: int, others: range) -> tup
     return bool(raised), returned
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.implementation.name != "cpython" or sys.version_info < (3, 11),
     reason="knows where CPython 3.11 and later look for signals",

@@ -16,7 +16,10 @@ from hindsight.server import eventually
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
 
 # `fork(do)` runs `do` in a child and prints what that prints; `ctypes_fork` is as uWSGI forks:
 # no hook of Python runs.

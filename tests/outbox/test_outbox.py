@@ -68,6 +68,7 @@ def test_put_survives_sigkill(path: Path, start: Any, synchronous: str) -> None:
         assert (summary.held, summary.queued) == (20, 1)
 
 
+@pytest.mark.slow
 def test_interrupted_at_random(path: Path, run: Any) -> None:
     """Ctrl-C at any moment of a put leaves no transaction open that takes later turns with it."""
     program = """

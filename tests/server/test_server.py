@@ -659,6 +659,7 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(tmp_path: Path) -> Non
         sql.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
 
 
+@pytest.mark.slow
 def test_two_servers_do_not_share_a_file(tmp_path: Path) -> None:
     """A second server on the same folder is refused in one line, and the first goes on."""
     with serving(tmp_path) as api:
@@ -709,6 +710,7 @@ def test_an_unusable_folder_is_one_line(tmp_path: Path) -> None:
         start(tmp_path / "newer")
 
 
+@pytest.mark.slow
 def test_a_killed_server_has_all_it_acknowledged_once(tmp_path: Path) -> None:
     """Killed at random while it takes appends, it holds each acknowledged line once and in order."""
     random_ = random.Random(4)
