@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Iterator
 from hindsight_exec.client.urls import EMBEDDED_URL
 from hindsight_exec.errors import ConfigError, OutboxError
 from hindsight_exec.hermes.checks import Check, server_checks
+from hindsight_exec.hermes.eviction import eviction
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 from hindsight_exec.settings.config import Settings
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         places = []
         checks.append(Check("state directory", "failed", str(error), "name another"))
     checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args), *_service()]
+    checks += filter(None, (eviction(place.parent.parent) for place in places))  # Hermes' folder
     if args.json:
         say_json([asdict(check) for check in checks])
     else:

@@ -51,7 +51,11 @@ _PROVIDER, _MODEL, _KEY, _ENDPOINT = (
 )
 # These are for clients of a server, or have their own names in the profile's file.
 _NOT_FOR_THE_DAEMON = ("HINDSIGHT_API_KEY", "HINDSIGHT_API_URL", "HINDSIGHT_LLM_API_KEY", _PORT)
-_STARTER = "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
+# Its argument is where this package is, which may be a plugin's folder that only Hermes knows.
+_STARTER = (
+    "import sys; sys.path.append(sys.argv[1]);"
+    "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
+)
 
 _daemons: Dict[str, Daemon] = {}  # by URL; single dict operations
 # A forked child knows nothing of its parent's starters, and keeps them
@@ -240,7 +244,7 @@ def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[b
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         starter = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-c", _STARTER],
+            [sys.executable, "-c", _STARTER, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

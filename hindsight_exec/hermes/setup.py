@@ -56,7 +56,8 @@ def missing_package() -> str:
         return ""
     return (
         "Hindsight memory cannot reach its server because the package aiohttp is missing; turns"
-        f" are saved on disk until it is installed: {sys.executable} -m pip install aiohttp"
+        " are saved on disk until it is installed: run 'hermes memory setup hindsight_exec', or"
+        f" {sys.executable} -m pip install aiohttp"
     )
 
 

@@ -73,8 +73,7 @@ def _parser() -> Any:
         from ruamel.yaml import YAML  # noqa: PLC0415 - every Hermes has it; a program need not
     except ImportError as error:
         raise ConfigError(
-            "ruamel.yaml is not installed, so config.yaml cannot be read:"
-            " pip install 'hindsight-exec[hermes]'"
+            "ruamel.yaml is not installed, so config.yaml cannot be read; pip install ruamel.yaml"
         ) from error
     return YAML(typ="safe", pure=True)
 

@@ -645,3 +645,17 @@ def test_a_program_that_hermes_keeps(home, daemon, monkeypatch):
     uvx.write_text("#!/bin/sh\n")
     uvx.chmod(0o755)
     assert embedded.program() == str(uvx)
+
+
+def test_the_starter_of_a_plugins_folder():
+    """The starter finds the package where this process has it, though it is not installed."""
+    place = str(Path(embedded.__file__).parents[2])
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", embedded._STARTER, place],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "JSONDecodeError" in ended.stderr  # it waits for the settings, and there are none

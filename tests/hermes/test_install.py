@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hindsight_exec.cli.main import make_parser
+from hindsight_exec.cli.main import main, make_parser
 from hindsight_exec.hermes import install, plugin_folder
 from hindsight_exec.hermes.cli import hindsight_exec_command, register_cli
 from hindsight_exec.hermes.eviction import eviction
@@ -303,6 +303,17 @@ def test_an_update_of_hermes_switched_it_off(hermes, home):
     assert (home / "config.yaml").read_text() == expected
     assert eviction(home) is None
     assert hermes("status")[0] == 0
+
+
+def test_the_doctor_tells(home, hindsight, capsys, monkeypatch):
+    """`doctor` fails while Hermes has the provider switched off, and says what brings it back."""
+    configure(home, api_url=hindsight.url)
+    evict(home)
+    monkeypatch.setenv("HINDSIGHT_EXEC_STATE", str(home / "hindsight" / "outbox"))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "no turn is kept since 2026-11-25" in out
+    assert "hermes plugins enable hindsight_exec" in out
 
 
 def test_switched_off_on_purpose(hermes, home):

@@ -110,7 +110,5 @@ def test_enabling_a_plugin_again(text, expected):
 def test_without_the_library(monkeypatch):
     """Where ruamel.yaml is missing the error names it."""
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
-    with pytest.raises(
-        ConfigError, match=r"ruamel\.yaml is not installed.*hindsight-exec\[hermes\]"
-    ):
+    with pytest.raises(ConfigError, match=r"ruamel\.yaml is not installed"):
         provider_of("memory:\n  provider: x\n")
