@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from hindsight_exec.errors import ConfigError, Starting, Unavailable
 from hindsight_exec.hermes import host
 from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
+from hindsight_exec.settings.folders import user_home
 from hindsight_exec.settings.llm import PROVIDERS, as_hindsight
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ FIRST_START = (
     "Hindsight's daemon is being started for the first time on this machine, and downloads what it"
     " needs: this takes minutes. Turns are saved on disk until it is up; recall is empty."
 )
-__all__ = ["Daemon", "address", "daemon_of", "know", "log_of", "missing"]
+__all__ = ["Daemon", "address", "daemon_of", "folder", "know", "log_of", "missing"]
 
 logger = logging.getLogger("hindsight_exec")
 
@@ -129,8 +130,12 @@ def address(settings: Settings) -> str:
 def log_of(settings: Settings) -> Path:
     """Where the starter writes, and what the daemon says at its start."""
     kind, _, home = settings.credential.partition(":")
-    folder = Path(home) / "logs" if kind == "hermes" else Path.home() / ".hindsight"
-    return folder / "hindsight-embed.log"
+    return (Path(home) / "logs" if kind == "hermes" else folder()) / "hindsight-embed.log"
+
+
+def folder() -> Path:
+    """What hindsight-embed has in the home folder. Raises ConfigError where there is none."""
+    return user_home(os.environ) / ".hindsight"
 
 
 def know(settings: Settings) -> None:
@@ -270,7 +275,7 @@ def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[b
 
 def _file(profile: str) -> Path:
     """Where hindsight-embed reads a profile's environment."""
-    return Path.home() / ".hindsight" / "profiles" / f"{profile}.env"
+    return folder() / "profiles" / f"{profile}.env"
 
 
 def _profile_of(settings: Settings) -> Dict[str, str]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
 
-from hindsight_exec.errors import HindsightExecError
+from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.hermes import embedded, host, prompt, setup, tools
 
 from .compat import DeliveryQueue
@@ -128,7 +128,10 @@ class HindsightMemoryProvider(host.MemoryProvider):
         return {f"hindsight_exec.{name}": getattr(settings, name) for name in names}
 
     def backup_paths(self) -> list[str]:
-        return [str(Path.home() / ".hindsight")]
+        try:
+            return [str(embedded.folder())]
+        except ConfigError:
+            return []  # nothing is kept in a home folder that does not exist
 
     # -- the session -----------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import stat
 import sys
 import threading
@@ -302,6 +303,23 @@ def test_status_with_a_damaged_file(provider, home):
 def test_backup(provider, clean):
     """What lies outside Hermes' folder is named for its backup."""
     assert provider.backup_paths() == [str(clean / ".hindsight")]
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
+def test_nameless_user_without_home(run):
+    """A user whom the system does not know, without HOME, has nothing to back up, and no daemon."""
+    ended = run(
+        """
+        import os
+        from hindsight_exec import Settings
+        from hindsight_exec.hermes import HindsightMemoryProvider, embedded
+        provider = HindsightMemoryProvider()
+        os.environ.pop("HOME", None)
+        os.setuid(54321)
+        say(provider.backup_paths(), repr(embedded.address(Settings(mode="local_embedded"))))
+        """
+    )
+    assert ended == (0, "[] ''\n", "")
 
 
 def test_inspection_starts_nothing(provider, home, hindsight):
