@@ -7,6 +7,7 @@ folder and closes it with the last, or at exit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import Lease, lease
 from hindsight_exec.client.registry import is_inside as is_inside_client
 from hindsight_exec.client.session import import_aiohttp
+from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import DrainingExecutor
 from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.waiting import now
@@ -95,6 +97,10 @@ class Engine:
             on_closing=self._drain,
             on_deadline=self.delivery.cancel,
         )
+        with contextlib.suppress(ExecutorClosed):  # exit has passed
+            # Exit calls `_drain` even if no turn has come so far: the first
+            # may be on its way.
+            self.executor._work.phase.add(self.executor._work)
         self.files = Files(
             folder,
             settings.durability,
@@ -131,16 +137,12 @@ class Engine:
             if self.delivery.start():
                 self._submit_run()
         except RuntimeError as error:
-            self.delivery.ended()
             _logger.debug("Turns are kept, but not delivered now: %s", error)
         finally:
             if not is_nested:
                 self._waking.discard(thread)
 
     def _submit_run(self) -> None:
-        # Start the threads here, on the caller's: 3.12.0 to 3.12.2 can start
-        # none at exit.
-        background_loop().start()
         with self.lock:
             self._runs += 1
         try:
@@ -149,10 +151,13 @@ class Engine:
             self._run_ended(None)
             raise
         run.add_done_callback(self._run_ended)
+        # Its threads start here, on the caller's: 3.12.0 to 3.12.2 can start
+        # none at exit.
+        background_loop().start()
 
     def _run_ended(self, run: Optional[Future[None]]) -> None:
         """A run has ended, perhaps after settle(), which then left the files to it."""
-        if run is not None and (run.cancelled() or run.exception() is not None):
+        if run is None or run.cancelled() or run.exception() is not None:
             self.delivery.ended()
         with self.lock:
             self._runs -= 1
@@ -298,6 +303,7 @@ class Engine:
         """Deliver what can be delivered within ``timeout`` seconds, and close everything."""
         self.delivery.close()
         self.executor.shutdown(timeout=timeout)
+        self.executor._work.phase.works.discard(self.executor._work)  # without a worker
         self.delivery.servers.release(_CLOSE_SESSIONS)
         self.settle()
 

@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("hindsight_exec")
 
-#: Seconds without a turn after which exit takes it that no more will come.
-_PAUSE = 0.05
+#: Seconds without a turn after which exit takes it that no more will come; and
+#: those after the start, for a host that has only begun to give them.
+_PAUSE, _FIRST_PAUSE = 0.05, 0.25
 
 
 class Intake:
@@ -71,7 +72,8 @@ class Intake:
         self._numbers: dict[str, int] = {}  # of each session's last turn
         self._last_at = 0.0
         self._putting: set[int] = set()  # threads other than the main one
-        self._last_put = 0.0  # by such a thread
+        self._paused_at = now() + _FIRST_PAUSE  # if no such thread puts before
+        self._is_used = False
         self._deferred: deque[Callable[[], object]] = deque()
 
     def next_turn(self, source: Source, *, counts: bool = True) -> tuple[float, int]:
@@ -113,13 +115,11 @@ class Intake:
         )
 
     def seconds_to_pause(self) -> float:
-        """Return how long other threads than the main one must give no turn, 0.0 if they have.
+        """Return how long no other thread than the main one must give a turn; 0.0 if none has.
 
-        A put in progress counts.
+        A put in progress counts, and so does a start that no turn has followed.
         """
-        if self._putting:
-            return _PAUSE
-        return max(0.0, self._last_put + _PAUSE - now())
+        return _PAUSE if self._putting else max(0.0, self._paused_at - now())
 
     def take_deferred(self) -> None:
         """Take what finalizers gave while their thread was inside the outbox."""
@@ -187,10 +187,13 @@ class Intake:
         try:
             if thread != threading.main_thread().ident:
                 self._putting.add(thread)
+            elif not self._is_used:
+                self._paused_at = 0.0
+            self._is_used = True
             kept = self._keep(put)
         finally:
             if thread in self._putting:
-                self._last_put = now()
+                self._paused_at = now() + _PAUSE
                 self._putting.discard(thread)
         with progress.lock:
             if not is_counted:

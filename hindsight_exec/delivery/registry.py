@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import call_at_exit
 from hindsight_exec.executor.process import call_in_child, renew_if_forked
 from hindsight_exec.outbox import spool
@@ -34,7 +36,8 @@ def join(handle: Handle) -> Engine:
     renew_if_forked()
     with _lock:
         if not _settles_at_exit:
-            call_at_exit(_settle_all)
+            with contextlib.suppress(ExecutorClosed):  # exit has passed
+                call_at_exit(_settle_all)
             _settles_at_exit = True
         engine = _engines.get(handle.folder)
         if engine is None:

@@ -225,19 +225,47 @@ def test_writers_leave_their_turns_to_the_last(write: Any) -> None:
 def test_close_is_idempotent_and_late_turns_are_kept(
     server: Serving, write: Any, state: Path
 ) -> None:
-    """A turn given after close() is on disk, is sent by nobody here, and by the next writer."""
+    """Turns given after close() are in one file, count as waiting, and wait for the next writer."""
     writer = write(server.url)
     writer.put(turn(1), session="s")
     assert writer.close()
     assert writer.close()
-    writer.put(turn(2), session="s")
-    files = len(spool.files(state))
+    assert writer.put(turn(2), session="s")
+    files = spool.files(state)
     writer.put_text("late", session="t")
+    writer.put(turn(3), session="s")
     assert stored(server.url) == {"s": texts([1])}
-    assert len(spool.files(state)) == files  # one for all late turns
+    assert spool.files(state) == files
+    assert writer.counters().waiting == 3
+    assert not writer.flush(60)
+    assert not writer.close()
     wait_for_empty(server, write, state)
-    found = {document["original_text"] for document in documents(server.url)}
-    assert found == {json.dumps(turn(1)), json.dumps(turn(2)), "late"}
+    found = [document["original_text"] for document in documents(server.url)]
+    assert sorted(found) == sorted(["late", json.dumps(turn(1)), json.dumps(turn(2) + turn(3))])
+
+
+def test_late_turns_go_to_a_living_writer(server: Serving, write: Any, state: Path) -> None:
+    """What a closed writer takes is delivered by another one of its folder; it cannot tell when."""
+    closed, other = write(server.url), write(server.url)
+    closed.put(turn(1), session="s")
+    assert closed.close()
+    assert other.close()
+    living = write(server.url)
+    assert closed.put(turn(2), session="s", immediate=True)
+    assert not closed.flush(0)
+    eventually(lambda: stored(server.url) == {"s": texts([1, 2])})
+    assert living.close()
+
+
+def test_a_late_turn_that_memory_alone_takes_is_told_lost(
+    server: Serving, write: Any, caplog: Any
+) -> None:
+    """With durability `memory`, a turn given after close() is lost; flush() never says otherwise."""
+    writer = write(server.url, durability="memory")
+    assert writer.close()
+    assert not writer.put(turn(1), session="s")
+    assert not writer.flush(0)
+    assert "1 turn given after close() will be lost" in caplog.text
 
 
 def test_close_waits_for_completion_if_told(server: Serving, write: Any) -> None:
