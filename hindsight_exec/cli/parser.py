@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hindsight_exec import __version__
 
 from .arguments import Parser, add_command, date, folder, number, seconds, shared, text
+from .memories_arguments import add_memories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +81,7 @@ def make_parser(argv: Sequence[str]) -> Parser:
     _add_status(commands, [state, json])
     _add_dead_letters(commands, [state, json])
     _add_service(commands, state, json)
+    add_memories(commands, [server, state, json])
     add_command(
         commands,
         "doctor",

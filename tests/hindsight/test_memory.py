@@ -1,0 +1,159 @@
+"""The memory provider on a real Hindsight: what it keeps, recalls and forgets there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+import pytest
+from hermes.recording import configure
+
+from hindsight_exec.hermes import HindsightMemoryProvider
+
+from .server import eventually, request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .server import Server
+
+pytestmark = [pytest.mark.hindsight, pytest.mark.timeout(180)]
+
+FACT = "My dog is called Rex and he sleeps in the kitchen."
+QUESTION = "Where does my dog Rex sleep?"
+# Without an LLM there are no observations: what is stored is recalled as it is.
+ALL = ["world", "experience", "observation"]
+
+Chat = Callable[..., HindsightMemoryProvider]
+
+
+@pytest.fixture
+def chat(tmp_path: Path, bank: str, server: Server) -> Iterator[Chat]:
+    """Makes providers of one Hermes folder: `chat(session, key=value…)`."""
+    home = tmp_path / "hermes"
+    home.mkdir()
+    made: list[HindsightMemoryProvider] = []
+
+    def chat(session: str, url: str = "", **values: Any) -> HindsightMemoryProvider:
+        given = {"recall_types": ALL, "recall_wait_seconds": 7, **values}
+        configure(home, api_url=url or server.url, bank_id=bank, **given)
+        provider = HindsightMemoryProvider()
+        provider.initialize(session, hermes_home=str(home))
+        made.append(provider)
+        return provider
+
+    yield chat
+    for provider in made:
+        provider.shutdown()
+
+
+def asked(provider: HindsightMemoryProvider, message: str = QUESTION) -> str:
+    """What the model sees of memory in a session's first turn."""
+    provider.on_turn_start(1, message)
+    return provider.prefetch(message)
+
+
+def call(provider: HindsightMemoryProvider, tool: str, **args: Any) -> str:
+    return str(json.loads(provider.handle_tool_call(tool, args)).get("result"))
+
+
+def processed(provider: HindsightMemoryProvider, session: str) -> None:
+    """Wait until the server has processed what was said in the session."""
+    writer = provider._writer
+    assert writer is not None
+    assert writer.flush(60, session=session, completed=True)
+
+
+def test_a_fact_is_known_in_the_next_session(chat: Chat) -> None:
+    """Before the server has processed a fact it comes from the disk, then from the server; once."""
+    first = chat("a")
+    first.sync_turn(FACT, "Good to know.", session_id="a")
+    shown = asked(chat("b"))
+    assert shown.count("kitchen") == 1
+    assert "not yet processed" in shown
+    processed(first, "a")
+    shown = asked(chat("c"))
+    assert shown.count("kitchen") == 1
+    assert "not yet processed" not in shown
+
+
+def test_a_fact_is_known_with_the_server_down(chat: Chat) -> None:
+    """With the server down the next session knows what was said, and that memory is away."""
+    url = "http://127.0.0.1:9"
+    chat("a", url).sync_turn(FACT, "Good to know.", session_id="a")
+    shown = asked(chat("b", url))
+    assert "kitchen" in shown
+    assert "cannot be searched" in shown
+
+
+def test_secrets_do_not_get_there(chat: Chat, server: Server, bank: str) -> None:
+    """What looks like a secret is not stored."""
+    first = chat("a")
+    first.sync_turn("My password is hunter2x, keep it.", "No.", session_id="a")
+    processed(first, "a")
+    url = f"{server.url}/v1/default/banks/{bank}/documents"
+    (item,) = request("GET", url)[1]["items"]
+    text = request("GET", f"{url}/{item['id']}")[1]["original_text"]
+    assert "hunter2x" not in text
+    assert "[redacted]" in text
+
+
+def test_scores(chat: Chat, server: Server, bank: str) -> None:
+    """The server scores what it recalls, in the form that recall_min_score reads.
+
+    Without a reranker and with words only, it says nothing absolute: nothing is left out.
+    """
+    first = chat("a", recall_min_score=0.99)
+    call(first, "hindsight_retain", content=FACT)
+    processed(first, "a")
+    url = f"{server.url}/v1/default/banks/{bank}/memories/recall"
+    (memory,) = request("POST", url, {"query": QUESTION})[1]["results"]
+    assert {"final", "reranker", "semantic"} <= set(memory["scores"])
+    shown = "kitchen" in call(first, "hindsight_recall", query=QUESTION)
+    known = [memory["scores"][name] for name in ("reranker", "semantic")]
+    score = next((one for one in known if one is not None), 1.0)
+    assert shown == (score >= 0.99)
+
+
+def test_several_banks(chat: Chat, bank: str) -> None:
+    """Another bank is recalled from, and its memories are marked."""
+    other = f"{bank}-other"
+    there = chat("x", bank_id_template=other)
+    call(there, "hindsight_retain", content=FACT)
+    processed(there, "x")
+    shown = asked(chat("a", bank_id_template="", additional_banks=[other]))
+    assert f"(bank {other})" in shown
+    assert "kitchen" in shown
+
+
+def test_forgetting(chat: Chat, server: Server, bank: str) -> None:
+    """A document that was listed and chosen is gone, and with it what was drawn from it."""
+    first = chat("a", forget_tool=True)
+    call(first, "hindsight_retain", content=FACT)
+    processed(first, "a")
+    planned = call(first, "hindsight_forget", query=QUESTION)
+    document = planned.splitlines()[1].partition(": ")[0]
+    assert call(first, "hindsight_forget", document_ids=[document]).startswith("1 of 1")
+    eventually(lambda: "kitchen" not in call(first, "hindsight_recall", query=QUESTION))
+
+
+def test_a_mental_model(
+    chat: Chat, thinking: Server, bank: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mental model is found by its id; one that is empty or not there leaves the prompt alone.
+
+    The stand-in for the LLM cannot write one.
+    """
+    url = f"{thinking.url}/v1/default/banks/{bank}"
+    first = chat("a", thinking.url)
+    call(first, "hindsight_retain", content=FACT)
+    processed(first, "a")
+    made = {"id": "me", "name": "Me", "source_query": "Who am I?"}
+    status, answer = request("POST", f"{url}/mental-models", made)
+    assert status == 200, answer
+    eventually(lambda: request("GET", f"{url}/mental-models/me")[0] == 200)
+    prompt = first.system_prompt_block()
+    assert chat("b", thinking.url, mental_model_id="me").system_prompt_block() == prompt
+    assert "mental_model_id" not in caplog.text
+    assert chat("c", thinking.url, mental_model_id="nobody").system_prompt_block() == prompt
+    assert "mental_model_id 'nobody' cannot be shown" in caplog.text
