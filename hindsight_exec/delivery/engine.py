@@ -100,7 +100,7 @@ class Engine:
         with contextlib.suppress(ExecutorClosed):  # exit has passed
             # Exit calls `_drain` even if no turn has come so far: the first
             # may be on its way.
-            self.executor._work.phase.add(self.executor._work)
+            self.executor._work.register.add(self.executor._work)
         self.files = Files(
             folder,
             settings.durability,
@@ -303,7 +303,7 @@ class Engine:
         """Deliver what can be delivered within ``timeout`` seconds, and close everything."""
         self.delivery.close()
         self.executor.shutdown(timeout=timeout)
-        self.executor._work.phase.works.discard(self.executor._work)  # without a worker
+        self.executor._work.register.remove(self.executor._work)
         self.delivery.servers.release(_CLOSE_SESSIONS)
         self.settle()
 

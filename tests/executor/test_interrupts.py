@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Callable, Optional
 
 import pytest
-from striking import Strike, at_each_point
+from interrupting import Strike, at_each_point
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 from hindsight_exec.executor import exit_hook, phases
