@@ -175,3 +175,15 @@ def test_an_import_that_is_turned_around_is_found(tmp_path: Path, line: str) -> 
 def test_rooms_of_one_floor_do_not_know_each_other() -> None:
     """An import between two rooms of one floor points up, too."""
     assert upward({"outbox.store": {"client.api"}}) == {("outbox.store", "client.api")}
+
+
+def test_tests_have_names_of_their_own() -> None:
+    """No two test files outside packages share a name: only one of them could be imported."""
+    here = Path(__file__).parent
+    files = [*here.glob("*.py"), *here.glob("*/*.py")]
+    names = [
+        path.name
+        for path in files
+        if not (path.parent / "__init__.py").exists() and path.name != "conftest.py"
+    ]
+    assert [name for name in names if names.count(name) > 1] == []

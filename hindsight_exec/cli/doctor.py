@@ -22,7 +22,7 @@ from . import service
 from .console import OK, UNDONE, coloured, counted, say, say_json
 from .files import look
 from .flush import left_destinations, missing_keys
-from .targets import advice, chosen_settings, folders, is_ours
+from .targets import advice, chooses_directory, chosen_settings, folders
 
 if TYPE_CHECKING:
     import argparse
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def _directory(place: Path) -> Iterator[Check]:
     """Whether turns can be kept there, and what waits there already."""
     name = "state directory"
-    elsewhere = ", or name another with HINDSIGHT_EXEC_STATE" if is_ours() else ""
+    elsewhere = ", or name another with HINDSIGHT_EXEC_STATE" if chooses_directory() else ""
     existed = place.exists()
     try:
         claim = spool.create(place)
@@ -116,7 +116,6 @@ def _sqlite() -> Check:
 def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
     """The configured servers, and those that waiting turns go to, each once."""
     name = "configuration"
-    or_url = ", or give --url" if is_ours() else ""
     asked: set[tuple[str, str | None, str]] = set()
     found = False
     for place in places[:1] if args.url else places:
@@ -124,7 +123,7 @@ def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
             settings = chosen_settings(place, args.url, args.api_key, args.bank)
         except ConfigError as error:
             found = True
-            yield Check(name, "failed", str(error), f"correct it{or_url}")
+            yield Check(name, "failed", str(error), "correct it, or use --url")
             continue
         if settings is None:
             continue  # a user of Hermes may have configured nothing else
@@ -133,7 +132,7 @@ def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
             yield Check(name, "ok", str(settings.source or "environment and arguments"))
             yield from server_checks(settings)
     if not found:
-        remedy = f"set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY){or_url}"
+        remedy = "set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY), or use --url"
         yield Check(name, "warning", "no server is configured", remedy)
     for place in places:
         yield from _waiting_for(place, asked)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,8 +28,8 @@ from .console import (
     OK,
     UNDONE,
     UNREACHABLE,
-    USAGE,
     Progress,
+    agreed,
     counted,
     note,
     plain,
@@ -109,11 +108,13 @@ def run(args: argparse.Namespace) -> int:
             return OK
         if not args.yes:
             _show(plans, args, settings, to_ask=True)
-            if not sys.stdin.isatty():
-                note("nothing was imported: --yes does it without asking")
-                return USAGE
-            if input(f"Import {counted(len(due), 'session')}? [y/N] ").strip().lower() != "y":
+        try:
+            if not agreed(f"Import {counted(len(due), 'session')}?", yes=args.yes):
                 return UNDONE
+        except EOFError:
+            raise ConfigError(
+                "no terminal to ask on; use --yes to import without a question"
+            ) from None
         return _import(due, plans, journal, settings, state, args)
 
 

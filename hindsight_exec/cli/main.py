@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "hindsight-exec") 
 
 def _run(argv: list[str], program: str) -> int:
     try:
-        args = make_parser(argv).parse_args(argv)
+        args = make_parser(argv, program).parse_args(argv)
         targets.called_as(program, getattr(args, "state", None))
         return int(args.run(args))
     except SystemExit as end:  # argparse: --help, --version, wrong arguments

@@ -51,10 +51,10 @@ def _timeout(help_: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def make_parser(argv: Sequence[str]) -> Parser:
+def make_parser(argv: Sequence[str], program: str = "hindsight-exec") -> Parser:
     """The parser for these arguments: `hermes` has its own only where it is named."""
     parser = Parser(
-        prog="hindsight-exec",
+        prog=program,
         description="Deliver conversation turns to Hindsight, each exactly once.",
         epilog=_EPILOG,
     )

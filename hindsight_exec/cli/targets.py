@@ -16,11 +16,7 @@ from hindsight_exec.settings.folders import default_hermes_home, state_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OURS = "hindsight-exec"
-# What `hermes hindsight_exec` has, too.
-_IN_HERMES = ("status", "flush", "doctor", "import", "outbox", "dead")
-
-_called = _OURS
+_called = "hindsight-exec"
 _state: Path | None = None
 
 
@@ -30,17 +26,14 @@ def called_as(program: str, state: Path | None) -> None:
     _called, _state = program, state
 
 
-def is_ours() -> bool:
-    """Whether the user called `hindsight-exec` itself, with all its commands and options."""
-    return _called == _OURS
+def chooses_directory() -> bool:
+    """Whether the user may name the state directory: Hermes has its own."""
+    return not _called.startswith("hermes")
 
 
 def advice(words: str) -> str:
     """A command of ours as this user can type it, for the same state directory."""
-    if not is_ours() and words.split(maxsplit=1)[0] in _IN_HERMES:
-        return f"{_called} {words}"
-    place = _state if is_ours() else folder(None)
-    return f"{_OURS} {words}" + (f" --state {shlex.quote(str(place))}" if place else "")
+    return f"{_called} {words}" + (f" --state {shlex.quote(str(_state))}" if _state else "")
 
 
 def folder(state: Path | None) -> Path:

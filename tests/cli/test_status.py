@@ -122,10 +122,9 @@ def test_advice_names_commands_of_the_program(cli: Cli) -> None:
     assert "→ hindsight-exec flush\n" in cli("status").out
     state = ["--state", str(cli.state)]
     assert f"→ hindsight-exec flush --state {cli.state}\n" in cli("status", *state).out
-    for command in ("status", "doctor"):
+    for command in ("status", "doctor", "flus"):
         asked = [sys.executable, "-c", AS_HERMES, command]
-        shown = subprocess.run(
-            asked, env=cli.environ, capture_output=True, text=True, check=False
-        ).stdout
-        assert "hermes hindsight_exec flush" in shown
-        assert "--url" not in shown  # which is no option there
+        shown = subprocess.run(asked, env=cli.environ, capture_output=True, text=True, check=False)
+        assert "hindsight-exec flush" not in shown.stdout
+        wanted = "--help" if command == "flus" else "flush"
+        assert f"hermes hindsight_exec {wanted}" in shown.stdout + shown.stderr
