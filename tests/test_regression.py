@@ -122,7 +122,7 @@ print(number, *sorted(brought & {{"aiohttp", "asyncio", "sqlite3", "typing", "js
     "program, limit",
     [
         ("import hindsight_exec", 60),
-        ("from hindsight_exec import DrainingExecutor", 2000),
+        ("from hindsight_exec import DrainingExecutor", 2700),
     ],
 )
 def test_import_runs_few_instructions(program: str, limit: int, tmp_path: Path) -> None:
