@@ -114,7 +114,7 @@ class Launchd(Scheduler):
 
     @staticmethod
     def _domain() -> str:
-        return f"gui/{os.getuid()}"
+        return f"gui/{Path.home().stat().st_uid}"
 
     def show(self, command: Sequence[str], every: float) -> str:
         agent = {
