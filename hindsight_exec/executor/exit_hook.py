@@ -133,13 +133,14 @@ def _log_interrupt(error: BaseException) -> None:
 
 
 def _register() -> None:
-    """Have exit call us before the standard library's own callback, which it is to follow."""
-    # Once more at the end: eventlet's patches make CPython skip the callbacks of `threading`.
+    """Have exit call us before the standard library's own callback."""
+    # Once more at the end: eventlet's patches make CPython skip the callbacks
+    # of `threading`.
     atexit.register(close_all)
     try:
         threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
     except AttributeError:
-        atexit.register(close_all)  # later than we want, but not never
+        pass  # not in every implementation
     except RuntimeError:
         # The shutdown has begun. Then `atexit` is yet to come, unless it is
         # what imports us: it calls nothing that is registered meanwhile. What
@@ -147,8 +148,6 @@ def _register() -> None:
         if threading.current_thread() is threading.main_thread():
             for phase in PHASES:
                 phase.closed = phase.finished = True
-        else:
-            atexit.register(close_all)
 
 
 def stay_first() -> None:

@@ -17,7 +17,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, Callable
 
 import pytest
-from striking import Strike
+from interrupting import Strike
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 

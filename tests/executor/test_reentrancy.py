@@ -10,7 +10,7 @@ import threading
 from typing import Callable
 
 import pytest
-from striking import Strike, at_each_point
+from interrupting import Strike, at_each_point
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 
