@@ -51,7 +51,7 @@ class DrainableWork(Work):
         self._on_deadline: Optional[Background] = None
         self._cancelling: Optional[Background] = None
         self.expired = ""  # the bound that has run out
-        self._abandoned = 0  # jobs that were cancelled at that bound
+        self._abandoned: set[object] = set()  # jobs that were cancelled at that bound
         self._reported = False
 
     def call(self, name: str) -> None:
@@ -117,7 +117,7 @@ class DrainableWork(Work):
 
     def _report(self) -> None:
         self._reported = True
-        jobs = self._abandoned + len(self.pending)
+        jobs = len(self._abandoned | self.pending)  # one is being cancelled, perhaps
         if jobs and self._warns:
             log(
                 logging.WARNING,
@@ -142,7 +142,8 @@ class DrainableWork(Work):
     def _cancel_queued(self, *, abandon: bool) -> None:
         while (job := self.take()) is not None:
             future, token = job
-            self._abandoned += abandon and not future.cancelled()
+            if abandon and not future.cancelled():
+                self._abandoned.add(token)
             guarded(future.cancel, f"A done callback of {self.name!r}", catch=BaseException)
             if future.cancelled():
                 # The standard library leaves this out, and as_completed() and

@@ -104,12 +104,17 @@ def _drain_beside_threads() -> None:
 def _living_threads() -> list[Optional[CodeType]]:
     """What the threads that may go on after main are at: the code that runs, or that waits.
 
-    They are non-daemon, and not idle workers of the standard library's pools:
-    its callback, which follows ours, ends those.
+    They are non-daemon, and neither idle workers of the standard library's
+    pools nor managers of its process pools: its callbacks, which follow ours,
+    end those.
     """
     ours = {thread for phase in PHASES for work in phase.works for thread in work.workers}
     ours |= {threading.main_thread(), threading.current_thread()}
-    threads = [one for one in threading.enumerate() if not one.daemon and one not in ours]
+    threads = [
+        one
+        for one in threading.enumerate()
+        if not (one.daemon or one in ours or type(one).__module__ == _PROCESSES)
+    ]
     if not threads:
         return []  # 3.12.1 crashes if a subinterpreter asks for frames
     frames = sys._current_frames()
@@ -128,13 +133,14 @@ def _log_interrupt(error: BaseException) -> None:
 
 
 def _register() -> None:
-    """Have exit call us before the standard library's own callback, which it is to follow."""
-    # Once more at the end: eventlet's patches make CPython skip the callbacks of `threading`.
+    """Have exit call us before the standard library's own callback."""
+    # Once more at the end: eventlet's patches make CPython skip the callbacks
+    # of `threading`.
     atexit.register(close_all)
     try:
         threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
     except AttributeError:
-        atexit.register(close_all)  # later than we want, but not never
+        pass  # not in every implementation
     except RuntimeError:
         # The shutdown has begun. Then `atexit` is yet to come, unless it is
         # what imports us: it calls nothing that is registered meanwhile. What
@@ -142,14 +148,12 @@ def _register() -> None:
         if threading.current_thread() is threading.main_thread():
             for phase in PHASES:
                 phase.closed = phase.finished = True
-        else:
-            atexit.register(close_all)
 
 
 def stay_first() -> None:
     """Register again if process pools, whose module has such a callback too, came after us."""
     global _before_processes
-    if not _before_processes and "concurrent.futures.process" in sys.modules:
+    if not _before_processes and _PROCESSES in sys.modules:
         _before_processes = True
         with contextlib.suppress(AttributeError, RuntimeError):
             threading._register_atexit(_before_cutoff)  # type: ignore[attr-defined]
@@ -163,8 +167,9 @@ def _start_afresh() -> None:
 # The files of what a thread waits with, and the code that waits with it for a future.
 _WAITS = {threading.Condition.wait.__code__.co_filename, queue.Queue.get.__code__.co_filename}
 _FOR_FUTURES = {f.__code__ for f in (Future.result, Future.exception, wait, as_completed)}
+_PROCESSES = "concurrent.futures.process"
 _IDLE = getattr(getattr(_stdlib, "_worker", None), "__code__", None)
 _cutoff_passed = False
-_before_processes = "concurrent.futures.process" in sys.modules
+_before_processes = _PROCESSES in sys.modules
 process.call_in_child(_start_afresh)
 _register()

@@ -20,7 +20,7 @@ from hindsight_exec.executor import closing, process, worker
 from hindsight_exec.executor.closing import DrainableWork
 from hindsight_exec.executor.futures import JobFuture
 from hindsight_exec.executor.phases import DRAIN, PHASES
-from hindsight_exec.executor.waiting import check_seconds, now
+from hindsight_exec.executor.waiting import check_seconds, check_timeout, now
 
 TYPE_CHECKING = False  # as in `typing`, whose import would be a third of ours
 
@@ -97,7 +97,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         if max_workers is None:
             cpus: Callable[[], Optional[int]] = getattr(os, "process_cpu_count", os.cpu_count)
             max_workers = min(32, (cpus() or 1) + 4)
-        check_seconds("drain_timeout", drain_timeout, least=0.0)
+        check_seconds("drain_timeout", drain_timeout)
         super().__init__(max_workers, thread_name_prefix, initializer, initargs, **ctxkwargs)
         create_context, resolve_task = worker.contexts(type(self), initializer, initargs, ctxkwargs)
         self._children: dict[int, DrainableWork] = {}
@@ -173,7 +173,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         Raises:
             RuntimeError: Called by a job of this executor.
         """
-        check_seconds("timeout", timeout)
+        check_timeout(timeout)
         work = self._renewed()
         if work.is_own_thread():
             raise RuntimeError("drain() from a job of the same executor would wait for itself")
@@ -202,7 +202,7 @@ class DrainingExecutor(ThreadPoolExecutor):
                 executor is closed all the same.
             ValueError: ``timeout`` without ``wait``.
         """
-        check_seconds("timeout", timeout)
+        check_timeout(timeout)
         if timeout is not None and not wait:
             raise ValueError(f"timeout={timeout!r} bounds the waiting, so it needs wait=True")
         work = self._renewed()
@@ -214,7 +214,9 @@ class DrainingExecutor(ThreadPoolExecutor):
         if not wait:
             return
         if work.is_own_thread():
-            raise RuntimeError("shutdown(wait=True) from a job of the same executor")
+            raise RuntimeError(
+                "shutdown(wait=True) from a job of the same executor would wait for itself"
+            )
         if work.pending.wait(timeout):
             # The workers have found the end of the queue, or are about to.
             work.join(None if deadline is None else max(0.0, deadline - now()))

@@ -106,10 +106,16 @@ def log(level: int, message: str, *args: object, exc_info: Any = None) -> None:
         _logger.log(level, message, *args, exc_info=exc_info)
 
 
-def check_seconds(name: str, value: Optional[float], *, least: float = float("-inf")) -> None:
-    """Raise TypeError or ValueError if the argument is no such number of seconds."""
+def check_timeout(timeout: Optional[float]) -> None:
+    """Raise TypeError or ValueError if it is neither None nor a number of seconds."""
+    if timeout is not None:
+        check_seconds("timeout", timeout, least=float("-inf"))
+
+
+def check_seconds(name: str, value: float, *, least: float = 0.0) -> None:
+    """Raise TypeError or ValueError if it is no number of seconds from ``least`` on."""
     try:
-        valid = value is None or value >= least  # NaN is not
+        valid = value >= least  # NaN is not
     except TypeError:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}") from None
     if not valid:

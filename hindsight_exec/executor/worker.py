@@ -101,9 +101,9 @@ def _serve(work: Work, enlisted: threading.Lock) -> None:
 
 def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
     finish = work.pending.finish
-    # A `for` statement, as nothing can be injected between the end of get()
-    # and the assignment; of True, which is `block`. With iter(get, None), a
-    # subinterpreter crashes 3.12.1.
+    # A `for` statement, as from 3.10 on nothing can be injected between the end
+    # of get() and the assignment. `True` is its argument `block`. (iter(get,
+    # None) in a subinterpreter crashes 3.12.1.)
     for job in map(work.queue.get, itertools.repeat(True)):
         if job is None:
             return

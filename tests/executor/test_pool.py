@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import ctypes
 import gc
 import logging
 import platform
@@ -16,6 +17,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, Callable
 
 import pytest
+from interrupting import Strike
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 
@@ -249,6 +251,23 @@ def test_drain_timeout_out_of_range(bound):
         DrainingExecutor(drain_timeout=bound)
 
 
+@pytest.mark.parametrize("bound", [None, "1", []])
+def test_drain_timeout_of_another_type(bound):
+    """A drain_timeout that is no number is a TypeError that names it."""
+    with pytest.raises(TypeError, match="drain_timeout must be a number of seconds"):
+        DrainingExecutor(drain_timeout=bound)
+
+
+@pytest.mark.parametrize("method", ["drain", "shutdown"])
+def test_timeouts_that_are_none(make, method):
+    """NaN and text are refused as timeouts, before anything is closed or waited for."""
+    executor = make()
+    for timeout, error in ((float("nan"), ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="timeout"):
+            getattr(executor, method)(timeout=timeout)
+    assert not executor.closing
+
+
 @pytest.mark.parametrize("name", ["initializer", "on_closing", "on_deadline"])
 def test_callbacks_must_be_callable(name):
     """What cannot be called is refused when the executor is made, not at exit."""
@@ -350,6 +369,46 @@ def test_cancel_futures(make, gate):
     gate.open()
     assert running.result(LIMIT) == "through"
     assert executor.drain(LIMIT)
+
+
+def test_not_done_before_it_is_cancelled(make, gate):
+    """While another thread cancels, drain waits for each future to be cancelled."""
+    executor = make()
+    executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    cancelling, go_on = threading.Event(), threading.Event()
+
+    def callback(_: Future[int]) -> None:
+        cancelling.set()
+        assert go_on.wait(LIMIT)
+
+    queued = [executor.submit(int) for _ in range(3)]
+    queued[0].add_done_callback(callback)
+    closer = threading.Thread(
+        target=executor.shutdown, kwargs={"wait": False, "cancel_futures": True}
+    )
+    closer.start()
+    assert cancelling.wait(LIMIT)
+    assert executor.pending == 4
+    gate.open()
+    assert not executor.drain(0.05)
+    go_on.set()
+    assert executor.drain(LIMIT)
+    assert all(future.done() for future in queued)
+    closer.join(LIMIT)
+
+
+def test_cancelling_survives_its_callbacks(make, gate, caplog):
+    """What a done callback of a cancelled future raises keeps no other from being cancelled."""
+    executor = make()
+    executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    queued = [executor.submit(int) for _ in range(3)]
+    queued[0].add_done_callback(lambda _: sys.exit("from a callback"))
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert concurrent.futures.wait(queued, LIMIT).not_done == set()
+    assert executor.pending == 1
+    assert "done callback" in caplog.text
 
 
 def test_shutdown_timeout(make, gate, caplog):
@@ -509,6 +568,23 @@ def test_drain_from_a_job(make):
     assert other.submit(executor.drain, LIMIT).result(LIMIT)
 
 
+def test_drain_costs_the_same_with_many_jobs(make, gate):
+    """A drain that does not wait takes no longer with more jobs, however often it was called."""
+    executor = make()
+    executor.submit(gate)
+
+    def points() -> int:
+        with Strike(1_000_000, int) as count:
+            assert not executor.drain(0)
+        return 1_000_000 - count.left
+
+    few = points()
+    for _ in range(1000):
+        executor.submit(int)
+        assert not executor.drain(0)
+    assert points() == few
+
+
 def test_pending_and_repr(make, gate):
     """pending counts the running job; repr tells name, count and whether it is closing."""
     executor = make(thread_name_prefix="hindsight-writer")
@@ -583,6 +659,61 @@ def test_submit_against_shutdown():
         executor.shutdown()
         thread.join(LIMIT)
         assert sorted(done) == accepted
+
+
+# --- the worker outlives everything ------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LookupError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("fails", [False, True])
+def test_done_callback_may_raise_anything(make, caplog, kind, fails):
+    """What a done callback raises is logged, and the worker goes on with the next job."""
+    executor = make()
+
+    def callback(_: Future[Any]) -> None:
+        raise kind("from a callback")
+
+    gate = Gate()
+    future = executor.submit(lambda: gate() and (divmod(1, 0) if fails else 1))
+    future.add_done_callback(callback)
+    gate.open()
+    assert (future.exception(LIMIT) is not None) == fails
+    assert executor.submit(int).result(LIMIT) == 0
+    assert len(executor._work.workers) == 1
+    executor.shutdown()
+    raised = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert raised == [kind]
+
+
+def test_future_that_was_set_by_somebody_else(make, caplog):
+    """A future whose result somebody else has set costs a line, and no worker."""
+    executor = make()
+    gate = Gate()
+    future = executor.submit(gate)
+    gate.entered.wait(LIMIT)
+    future.set_result("set")
+    gate.open()
+    assert executor.submit(int).result(LIMIT) == 0
+    assert future.result() == "set"
+    assert "exception in worker" in caplog.text
+
+
+@pytest.mark.skipif(
+    platform.python_implementation() != "CPython" or sys.version_info < (3, 10),
+    reason="CPython's C API; 3.9 drops what get() returned",
+)
+def test_exception_injected_into_a_worker(make, gate, caplog):
+    """An exception that is injected into an idle worker does not end it."""
+    executor = make()
+    worker = executor.submit(threading.current_thread).result(LIMIT)
+    executor.drain(LIMIT)
+    inject = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert inject(ctypes.c_ulong(worker.ident), ctypes.py_object(KeyboardInterrupt)) == 1
+    for _ in range(3):
+        executor.submit(int)  # the first wakes it, and may fail
+    assert executor.drain(LIMIT)
+    assert executor.submit(int).result(LIMIT) == 0
+    assert executor._work.workers == [worker]
 
 
 # --- nothing in silence, nothing left behind ---------------------------------

@@ -1,0 +1,186 @@
+"""Nothing but its bounds decides how long exit takes, whatever callbacks and jobs do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+#: Where no thread can be started at exit, callbacks are called by the exiting thread.
+threads_at_exit = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3), reason="no thread can be started at exit"
+)
+
+PRELUDE = """
+import threading
+from hindsight_exec import DrainingExecutor
+never = threading.Event()
+began = threading.Event()
+def hang(*_):
+    never.wait()
+def wedge():
+    began.set()
+    never.wait()
+"""
+
+
+@pytest.fixture
+def run(run):
+    import textwrap
+
+    return lambda program: run(PRELUDE + textwrap.dedent(program))
+
+
+@threads_at_exit
+def test_done_callback_that_hangs(run):
+    """A done callback of a cancelled future may hang: the other executors and exit go on."""
+    ended = run(
+        """
+        stuck = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.2)
+        other = DrainingExecutor(thread_name_prefix="other", drain_timeout=0.2)
+        for executor in (stuck, other):
+            executor.submit(wedge)
+            future = executor.submit(int)
+            future.add_done_callback(hang if executor is stuck else lambda _: say("cancelled"))
+        began.wait()
+        """
+    )
+    expired = "drain_timeout (0.2 s) expired; 2 jobs abandoned"
+    assert (ended.status, ended.out) == (0, "cancelled\n")
+    assert sorted(ended.err.splitlines()) == [f"other: {expired}", f"stuck: {expired}"]
+
+
+@threads_at_exit
+@pytest.mark.parametrize("busy", [False, True])
+def test_on_closing_that_hangs(run, busy):
+    """An on_closing that hangs is left alone at the end of the bound, and named."""
+    ended = run(
+        f"""
+        from hindsight_exec.executor import call_at_exit
+        call_at_exit(lambda: say("closed"))
+        stuck = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.2, on_closing=hang)
+        other = DrainingExecutor(on_closing=lambda: say("closing"))
+        stuck.submit(wedge if {busy} else int)
+        other.submit(int)
+        """
+    )
+    assert (ended.status, ended.out) == (0, "closing\nclosed\n")
+    lines = ["stuck: on_closing has not returned"]
+    if busy:
+        lines.insert(0, "stuck: drain_timeout (0.2 s) expired; 1 job abandoned")
+    assert ended.err.splitlines() == lines
+
+
+@threads_at_exit
+def test_on_deadline_that_hangs(run):
+    """An on_deadline that hangs keeps neither exit nor another executor's."""
+    ended = run(
+        """
+        told = threading.Event()
+        stuck = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.2, on_deadline=hang)
+        other = DrainingExecutor(drain_timeout=0.2, on_deadline=told.set)
+        stuck.submit(wedge)
+        other.submit(lambda: say("told", told.wait()))
+        began.wait()
+        """
+    )
+    assert (ended.status, ended.out) == (0, "told True\n")
+    assert ended.err == "stuck: drain_timeout (0.2 s) expired; 1 job abandoned\n"
+
+
+@pytest.mark.parametrize("closing", ["pass", "executor.shutdown(timeout=0.1)"])
+def test_many_jobs_are_abandoned(run, closing):
+    """A queue that takes long to cancel does not hold exit, and each of its jobs is counted."""
+    ended = run(
+        f"""
+        executor = DrainingExecutor(thread_name_prefix="long", drain_timeout=0.1)
+        executor.submit(wedge)
+        began.wait()
+        for _ in range(60_000):
+            executor.submit(int)
+        {closing}
+        """
+    )
+    assert (ended.status, ended.out) == (0, "")
+    assert ended.err.startswith("long: ")
+    assert ended.err.endswith(" expired; 60001 jobs abandoned\n")
+
+
+def test_no_job_begins_after_the_bound(run):
+    """When the bound runs out, the worker begins no further job, however soon it is free."""
+    ended = run(
+        """
+        go = threading.Event()
+        executor = DrainingExecutor(drain_timeout=0.1, on_deadline=go.set)
+        executor.submit(lambda: say("ended", go.wait()))
+        for _ in range(20_000):
+            executor.submit(say, "began")
+        """
+    )
+    assert (ended.status, ended.out) == (0, "ended True\n")
+
+
+@pytest.mark.parametrize(
+    "clock", ["time.monotonic = lambda: 0.0", "time.monotonic = iter([0]).__next__"]
+)
+def test_frozen_clock(run, clock):
+    """Bounds hold where a test has replaced the clock."""
+    ended = run(
+        f"""
+        import time
+        executor = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.2)
+        executor.submit(wedge)
+        other = DrainingExecutor()
+        other.submit(wedge)
+        {clock}
+        say(executor.drain(0.1))
+        other.shutdown(timeout=0.1)
+        say("shut down")
+        """
+    )
+    assert (ended.status, ended.out) == (0, "False\nshut down\n"), ended.err
+
+
+@pytest.mark.parametrize(
+    "stderr", ["sys.stderr.close()", "sys.stderr = None", "os.close(2)", "sys.stderr = Broken()"]
+)
+def test_stderr_that_fails(run, stderr):
+    """Where nothing can be logged, failed jobs, callbacks and bounds do no more harm."""
+    ended = run(
+        f"""
+        import os, sys
+        from hindsight_exec.executor import call_at_exit
+        class Broken:
+            def write(self, text): raise ValueError("closed")
+            def flush(self): pass
+        executor = DrainingExecutor(drain_timeout=0.2, on_closing=lambda: 1 / 0)
+        {stderr}
+        executor.submit(divmod, 1, 0)
+        executor.submit(int).add_done_callback(lambda _: sys.exit("no"))
+        call_at_exit(lambda: 1 / 0)
+        call_at_exit(lambda: say("closed"))
+        say(executor.submit(int, 5).result())
+        executor.submit(wedge)
+        """
+    )
+    assert (ended.status, ended.out) == (0, "5\nclosed\n")
+
+
+def test_late_exit_callback(run):
+    """A callback for a phase of exit that is over is refused, not forgotten."""
+    ended = run(
+        """
+        import atexit
+        from hindsight_exec import ExecutorClosed
+        from hindsight_exec.executor import DRAIN, call_at_exit
+        call_at_exit(lambda: call_at_exit(lambda: say("given in the phase"), DRAIN), DRAIN)
+        @atexit.register
+        def late():
+            try:
+                call_at_exit(lambda: say("called"))
+            except ExecutorClosed as error:
+                say(error)
+        """
+    )
+    refused = "cannot register an exit callback: this phase of exit is over"
+    assert ended == (0, f"given in the phase\n{refused}\n", "")
