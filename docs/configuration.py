@@ -32,6 +32,7 @@ The first place in this table that names a key counts, for each key by itself.
 - Where there is a config.json, the bundled provider asks no variable for `mode`, `bank_id` and `recall_budget`. Here `HINDSIGHT_MODE`, `HINDSIGHT_BANK_ID` and `HINDSIGHT_BUDGET` count like all others. For the other keys with variables the two agree: a test compares them.
 - A `.env` is read with python-dotenv, as Hermes reads it: comments behind values, quotes, escapes, values over lines, `${NAME}` and `${NAME:-default}`. Characters that no HTTP header takes are dropped from keys and tokens.
 - In a gateway that serves several profiles, each profile has its own variables. Those of the profile that the gateway was started for reach no other, nor another's embedded server. Two profiles with the same `profile` key share an embedded server, and so its LLM and its database.
+- Hermes' desktop reads and writes the file as `$HERMES_HOME/hindsight_exec/config.json`, which is a link to it. In a profile that was cloned it is a file, and counts where `hindsight/config.json` is missing.
 - Turns bear times of the zone that Hermes is set to: `HERMES_TIMEZONE`, else `timezone` in config.yaml.
 
 ## Wrong values

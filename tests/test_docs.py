@@ -59,3 +59,9 @@ def test_the_configuration_reference_is_current() -> None:
     """The page is what its program writes from `Settings`."""
     page = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["page"]
     assert page() == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def test_the_matrix_of_hosts_is_current() -> None:
+    """The table is what its program writes from the results."""
+    page = runpy.run_path(str(ROOT / "docs" / "hermes.py"))["page"]
+    assert page() == (ROOT / "docs" / "hermes.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the bundled provider shows of itself, for those who reach into it; and a weak callback."""
+"""Attributes of the bundled provider that other code reads, and a weak callback."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["DeliveryQueue", "weakly"]
 
 
 class DeliveryQueue:
-    """Stands in for the queue of the bundled provider, as far as it is used from outside."""
+    """The part of the bundled provider's queue that other code uses."""
 
     def __init__(self, writer: Optional[RetainWriter]) -> None:
         self._writer = writer
 
     def join(self) -> None:
-        """Waits until the server has accepted all turns given so far."""
+        """Wait until the server has accepted every turn given so far."""
         if self._writer is not None:
             self._writer.flush()
 
     def qsize(self) -> int:
-        """How many turns the server has not accepted yet."""
+        """Return the number of turns that the server has not accepted yet."""
         return self._writer.counters().waiting if self._writer is not None else 0
 
     def empty(self) -> bool:
@@ -31,7 +31,7 @@ class DeliveryQueue:
 
 
 def weakly(method: Callable[[str], None]) -> Callable[[str], None]:
-    """Calls the method while its object lives; some hosts drop providers without a shutdown."""
+    """Call the method only while its object lives: some hosts drop providers without a shutdown."""
     reference = weakref.WeakMethod(method)
 
     def call(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A provider's way to its server: who may use it with which key, and whether it answers."""
+"""A provider's access to its server: which key goes where, and whether the server answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _CHECK_SECONDS = 2.0  # a server that needs longer for /health is busy, not away
 _CHECK_AGAIN_SECONDS = 60.0
 
 _lock = threading.Lock()
-# What the process knows already, so that hundreds of providers need not ask. Guarded by _lock.
+# Results for the whole process, so that hundreds of providers ask once. Guarded by _lock.
 _checks: Dict[str, Tuple[float, concurrent.futures.Future[str]]] = {}
 _missions_set: Set[Tuple[Any, ...]] = set()
 
 
 def _after_fork_in_child() -> None:
     global _lock, _checks
-    # What was asked by the parent is answered there.
+    # The parent's requests are answered in the parent.
     _lock, _checks = threading.Lock(), {}
 
 
@@ -65,7 +65,7 @@ class Connection:
     def submit(
         self, call: Callable[[HindsightClient], Awaitable[T]]
     ) -> concurrent.futures.Future[T]:
-        """Starts ``call(client)`` on the background loop.
+        """Start ``call(client)`` on the background loop.
 
         Raises:
             HindsightExecError: After `close`, at exit, or if no key may be used for the server.

@@ -1,7 +1,7 @@
-"""What is taken from Hermes, and what stands in where Hermes is not installed.
+"""Everything that this package takes from Hermes, with substitutes where Hermes is not installed.
 
-The only module that imports Hermes. Everything here was checked with
-hermes-agent 0.19.0; what a later one adds is used where it is found.
+No other module imports Hermes. The names exist in Hermes 0.19.0; those of later
+versions are used where they are found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The provider's configuration as Hermes sees it: what to ask, where to save, how it stands."""
+"""The provider's configuration as Hermes sees it: the form, where it is saved, and the status."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ KEY_PAGE = "https://ui.hindsight.vectorize.io"
 
 
 def state_of(home: Optional[Path]) -> Optional[Path]:
-    """Where the turns of a Hermes folder wait."""
+    """Return the state directory of a Hermes folder."""
     return None if home is None else home / "hindsight" / "outbox"
 
 
 def missing(settings: Settings) -> str:
-    """Why memory cannot be used, in words for the user; "" if it can."""
+    """Return why memory is off, for the user; "" if it is on."""
     if settings.unusable:
         return settings.unusable
     if settings.mode == "local_embedded":
@@ -226,7 +226,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def status(settings: Settings, home: Path) -> Dict[str, Any]:
-    """How memory stands: where it goes, and what waits; no key is shown."""
+    """Return where turns go and what waits. No key is shown."""
     shown: Dict[str, Any] = {
         "mode": settings.mode,
         "api_url": settings.api_url or "unusable",

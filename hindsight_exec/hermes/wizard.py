@@ -41,18 +41,18 @@ _GOOD, _BAD = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
 def run(home: Path) -> None:
-    """Asks on the terminal, saves, and tries the connection. Ctrl-C changes nothing."""
-    print("\n  Hindsight memory. Enter keeps what stands in [brackets], '-' empties it.\n")
+    """Ask on the terminal, save the answers, and try the connection. Ctrl-C changes nothing."""
+    print("\n  Hindsight memory. Enter keeps the value in [brackets], '-' empties it.\n")
     try:
         settings = Settings.load(home, host.environment(), host_loaded=True)
-        # It may be the user's own file, which the one written here takes the place of.
+        # The source may be the user's own file, which the new one replaces.
         values = setup.read_config(settings.source or home / "hindsight" / "config.json")
         answers = _ask(settings)
         written = _save(home, values, answers)
     except (KeyboardInterrupt, EOFError):
         print("\n  Nothing was changed.\n")
         return
-    except (ConfigError, OSError) as error:
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"\n  Not set up: {error}\n")
         return
     print(f"\n  Saved in {', '.join(map(str, written))}.")
@@ -62,7 +62,7 @@ def run(home: Path) -> None:
 
 
 def _ask(settings: Settings) -> Dict[str, Any]:
-    """The answers that change something."""
+    """Return the answers that change a value."""
     answers: Dict[str, Any] = {}
     mode = _answer("mode", settings.mode) or settings.mode
     answers["mode"] = mode
@@ -72,7 +72,7 @@ def _ask(settings: Settings) -> Dict[str, Any]:
     for name in _ASKED[mode]:
         url = answers.get("api_url", settings.api_url)
         if name == "api_key" and settings.api_key and url != settings.api_url:
-            print(f"  The key that is set was for {settings.api_url or 'an unusable URL'}.")
+            print(f"  The current key belongs to {settings.api_url or 'an unusable URL'}.")
         hint = _HINTS.get(name, "")
         if name == "llm_model":
             provider = answers.get("llm_provider", settings.llm_provider) or "openai"
@@ -84,7 +84,7 @@ def _ask(settings: Settings) -> Dict[str, Any]:
 
 
 def _answer(name: str, current: Any, hint: str = "") -> Optional[str]:
-    """A valid answer; "" for one that is to be emptied, None to keep the current value."""
+    """Return a valid answer; "" empties the value, None keeps it."""
     item = _ITEMS[name]
     about = item.metadata
     secret = about["kind"] == "secret"
@@ -106,10 +106,10 @@ def _answer(name: str, current: Any, hint: str = "") -> Optional[str]:
 
 
 def _save(home: Path, values: Dict[str, Any], answers: Dict[str, Any]) -> List[Path]:
-    """Writes config.json, .env for the keys, and memory.provider. Returns what was written."""
+    """Write config.json, the keys to .env, and memory.provider. Return the files written."""
     config, dotenv, yaml = home / "hindsight" / "config.json", home / ".env", home / "config.yaml"
-    text = yaml.read_text(encoding="utf-8") if yaml.exists() else ""
-    activated = with_provider(text, NAME)  # what fails, fails before anything is written
+    text = read_bytes(yaml).decode()
+    activated = with_provider(text, NAME)  # it raises before anything is written
     variables: Dict[str, Optional[str]] = {}
     for name, answer in answers.items():
         about = _ITEMS[name].metadata
@@ -147,19 +147,19 @@ def _try(settings: Settings) -> None:
     if works:
         print("  Ready: start a new session.\n")
     else:
-        print("  What is said is kept on disk until the server takes it. Once that is mended:")
-        print("      'hermes hindsight_exec doctor', or this setup again\n")
+        print("  Turns are saved on disk until the server takes them. After the repair, run")
+        print("      'hermes hindsight_exec doctor' or this setup again.\n")
 
 
 def _start(settings: Settings) -> bool:
-    """Starts the daemon and waits for it; whether it came up, as far as was waited for."""
-    print("  Starting Hindsight's daemon; the first time takes minutes. Ctrl-C does not wait ...")
+    """Start the daemon and wait for it. Return False if it failed while we waited."""
+    print("  Starting Hindsight's daemon. The first start takes minutes; Ctrl-C stops waiting ...")
     starter = embedded.daemon_of(settings).start()
     try:
         if starter is not None and starter.wait() == 0:
             return True
     except KeyboardInterrupt:
-        print("\n  It goes on starting in the background.")
+        print("\n  The daemon continues to start in the background.")
         return True
-    print(f"  {_BAD} it could not be started: see {embedded.log_of(settings)}")
+    print(f"  {_BAD} the daemon did not start; see {embedded.log_of(settings)}")
     return False

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import select
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from .llm import FakeLLM
+from .llm import REPLY, FakeLLM
 from .managed import Checkout
 from .recording import LIMIT, configure
 
@@ -173,6 +177,10 @@ telemetry:  # else 0.22 asks before its first chat
 
     def check_silence(self) -> None:
         """Nothing in output or logs tells of sessions, futures or tasks left behind."""
+        assert not self.heard()
+
+    def heard(self) -> str:
+        """What output or logs tell of things left behind."""
         texts = {"output": self.printed}
         for path in (self.home / "logs").rglob("*.log"):
             texts[path.name] = path.read_text(encoding="utf-8", errors="replace")
@@ -180,9 +188,14 @@ telemetry:  # else 0.22 asks before its first chat
         texts.pop("tui_gateway_crash.log", None)
         for name, text in texts.items():
             found = self.noise.search(text)
-            assert found is None, (
-                f"{name}: …{text[max(0, found.start() - 500) : found.end() + 1500]}"
-            )
+            if found is not None:
+                return f"{name}: …{text[max(0, found.start() - 500) : found.end() + 1500]}"
+        return ""
+
+    def conversation(self) -> str:
+        """What the host itself has saved of its sessions."""
+        with contextlib.closing(sqlite3.connect(self.home / "state.db")) as database:
+            return str(database.execute("SELECT content FROM messages").fetchall())
 
     def kept(self) -> int:
         """How many turns are on disk or were, as the outbox files tell."""
@@ -266,9 +279,101 @@ class Terminal:
 class Chat(Terminal):
     """Hermes' interactive command line."""
 
-    def __init__(self, host: Host) -> None:
-        super().__init__(host, "chat")
+    def __init__(self, host: Host, *args: str) -> None:
+        super().__init__(host, "chat", *args)
         self.read_until(PROMPT)
+
+
+class Tui:
+    """Hermes' terminal interface, spoken to as its window does."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._errors = host.folder / "errors"
+        with self._errors.open("w") as errors:
+            self.process = host.start(
+                [sys.executable, "-m", "tui_gateway.entry"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._answer("gateway.ready")
+        self._request("session.create", cols=80)
+        self._session = self._answer("session.create")["result"]["session_id"]
+
+    def say(self, text: str) -> None:
+        self._request("prompt.submit", session_id=self._session, text=text)
+        self._answer("message.complete")
+
+    def end(self, number: signal.Signals | None = None) -> None:
+        """Ends it by a signal, or by the end of its input."""
+        if number is None:
+            self.process.stdin.close()
+        else:
+            self.process.send_signal(number)
+        self.process.stdout.read()
+        self.process.wait(START)
+        self.host.printed += self._errors.read_text()
+
+    def _request(self, method: str, **params) -> None:
+        line = {"jsonrpc": "2.0", "id": method, "method": method, "params": params}
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self, wanted: str) -> dict:
+        for line in self.process.stdout:
+            told = json.loads(line)
+            if wanted in (told.get("id"), told.get("params", {}).get("type")):
+                return told
+        raise AssertionError(f"{wanted} never came: {self._errors.read_text()}")
+
+
+class Gateway:
+    """Hermes' gateway, with its HTTP interface."""
+
+    _KEY = "test-key-of-sufficient-length"
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._output = host.folder / "gateway"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        host.environment.update(
+            API_SERVER_ENABLED="true",
+            API_SERVER_KEY=self._KEY,
+            API_SERVER_PORT=str(self._port),
+            API_SERVER_HOST="127.0.0.1",
+        )
+        with self._output.open("w") as output:
+            self.process = host.start(
+                [sys.executable, "-m", "gateway.run"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        until(self._is_up, "the gateway never listened")
+
+    def say(self, text: str) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/v1/chat/completions",
+            json.dumps({"messages": [{"role": "user", "content": text}]}).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._KEY}"},
+        )
+        with urllib.request.urlopen(request, timeout=START) as response:
+            assert REPLY in response.read().decode()
+
+    def end(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+        self.process.wait(START)
+        self.host.printed += self._output.read_text()
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, self._output.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+            return True
+        return False
 
 
 def settle(host, hindsight, expected) -> None:

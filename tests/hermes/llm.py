@@ -1,4 +1,7 @@
-"""A stand-in for a language model: an OpenAI-compatible server that says one thing."""
+"""A stand-in for a language model: an OpenAI-compatible server that says one thing.
+
+Asked to delegate, it calls the tool that does.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,12 @@ class FakeLLM:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                said, reason = _says(body)
                 if body.get("stream"):
-                    self._stream()
+                    self._stream(said, reason)
                 else:
-                    message = {"role": "assistant", "content": REPLY}
-                    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                    message = {"role": "assistant", **said}
+                    choice = {"index": 0, "message": message, "finish_reason": reason}
                     self._send(_chat("chat.completion", choices=[choice]))
                 with llm.answered:
                     llm.chats.append(body)
@@ -45,16 +49,13 @@ class FakeLLM:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def _stream(self) -> None:
+            def _stream(self, said: dict[str, Any], reason: str) -> None:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Connection", "close")
                 self.end_headers()
-                for delta, reason in (
-                    ({"role": "assistant", "content": REPLY}, None),
-                    ({}, "stop"),
-                ):
-                    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+                for delta, ending in (({"role": "assistant", **said}, None), ({}, reason)):
+                    choice = {"index": 0, "delta": delta, "finish_reason": ending}
                     chunk = _chat("chat.completion.chunk", choices=[choice])
                     self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
                 self.wfile.write(b"data: [DONE]\n\n")
@@ -74,6 +75,21 @@ class FakeLLM:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _says(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """`REPLY`, or a call of the tool that a message asks for: `delegate: what`."""
+    last = body["messages"][-1]
+    text = last["content"] if isinstance(last.get("content"), str) else json.dumps(last)
+    offered = "delegate_task" in json.dumps(body.get("tools", ()))
+    if last["role"] != "user" or "delegate: " not in text or not offered:
+        return {"content": REPLY}, "stop"
+    goal = text.partition("delegate: ")[2].split()[0]
+    arguments = json.dumps({"goal": goal, "tasks": [{"goal": goal}]})
+    call = {"name": "delegate_task", "arguments": arguments}
+    return {
+        "tool_calls": [{"index": 0, "id": "1", "type": "function", "function": call}]
+    }, "tool_calls"
 
 
 def _chat(kind: str, **more: Any) -> dict[str, Any]:

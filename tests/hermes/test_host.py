@@ -5,19 +5,15 @@ The model is a stand-in, the server the embedded one. `hosts.py` says which Herm
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from .hosts import HERMES, NEW_SESSION, START, Chat, Terminal, marks, settle, until
+from .hosts import HERMES, NEW_SESSION, Chat, Gateway, Terminal, Tui, marks, settle, until
 from .llm import REPLY
 from .recording import configure
 from .test_embedded import Daemon
@@ -138,81 +134,17 @@ def test_killed_right_after_the_turn(host, hindsight):
 @pytest.mark.parametrize("ending", ["EOF", "SIGTERM"])
 def test_tui(host, hindsight, ending):
     """The TUI left right after the reply, by the end of its input or SIGTERM: the turn is stored once."""
-    errors = (host.folder / "errors").open("w")
-    tui = host.start(
-        [sys.executable, "-m", "tui_gateway.entry"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-    )
-    errors.close()
-
-    def request(method, **params):
-        line = {"jsonrpc": "2.0", "id": method, "method": method, "params": params}
-        tui.stdin.write(json.dumps(line) + "\n")
-        tui.stdin.flush()
-
-    def answer(wanted):
-        for line in tui.stdout:
-            told = json.loads(line)
-            if wanted in (told.get("id"), told.get("params", {}).get("type")):
-                return told
-        raise AssertionError(f"{wanted} never came: {(host.folder / 'errors').read_text()}")
-
-    answer("gateway.ready")
-    request("session.create", cols=80)
-    session = answer("session.create")["result"]["session_id"]
-    request("prompt.submit", session_id=session, text="turn-1")
-    answer("message.complete")
-    if ending == "EOF":
-        tui.stdin.close()
-    else:
-        tui.send_signal(signal.SIGTERM)
-    tui.stdout.read()
-    tui.wait(START)
-    host.printed += (host.folder / "errors").read_text()
+    tui = Tui(host)
+    tui.say("turn-1")
+    tui.end(None if ending == "EOF" else signal.SIGTERM)
     settle(host, hindsight, ["turn-1"])
 
 
 def test_gateway(host, hindsight):
     """The gateway ended by SIGTERM right after its reply: the turn is stored once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    key = "test-key-of-sufficient-length"
-    host.environment.update(
-        API_SERVER_ENABLED="true",
-        API_SERVER_KEY=key,
-        API_SERVER_PORT=str(port),
-        API_SERVER_HOST="127.0.0.1",
-    )
-    output = (host.folder / "gateway").open("w")
-    gateway = host.start(
-        [sys.executable, "-m", "gateway.run"],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-    output.close()
-
-    def up():
-        assert gateway.poll() is None, (host.folder / "gateway").read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        return False
-
-    until(up, "the gateway never listened")
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions",
-        json.dumps({"messages": [{"role": "user", "content": "turn-1"}]}).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-    )
-    with urllib.request.urlopen(request, timeout=START) as response:
-        assert REPLY in response.read().decode()
-    gateway.send_signal(signal.SIGTERM)
-    gateway.wait(START)
-    host.printed += (host.folder / "gateway").read_text()
+    gateway = Gateway(host)
+    gateway.say("turn-1")
+    gateway.end(signal.SIGTERM)
     settle(host, hindsight, ["turn-1"])
 
 

@@ -86,7 +86,7 @@ def test_a_key_that_is_refused(setup, home, tmp_path):
         server.close()
     assert "\N{BALLOT X} key: " in shown
     assert "set HINDSIGHT_API_KEY" in shown
-    assert "kept on disk" in shown
+    assert "saved on disk" in shown
     assert "Ready" not in shown
 
 
@@ -111,7 +111,7 @@ def test_another_mode(setup, home, hindsight):
     """A change of mode forgets the old server's URL, and asks whether its key is to go along."""
     configure(home, mode="cloud", api_url="http://other.invalid", apiKey="SECRET")
     shown = setup("local_external", "", "-", "")
-    assert "was for http://other.invalid" in shown
+    assert "belongs to http://other.invalid" in shown
     assert saved(home)["api_url"] == "http://localhost:8888"
     assert Settings.load(home).api_key is None
 
