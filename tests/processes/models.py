@@ -18,7 +18,7 @@ class Model(NamedTuple):
     ``crashes`` says that the host may crash at exit by itself: a worker of uWSGI up to 2.0.26
     that has loaded the application itself runs Python's exit hooks when OpenSSL has cleaned up,
     and without threads, our HTTP client (which makes TLS contexts) is only imported then.
-    ``world`` names what has to be prepared around it. ``fails`` is why it fails today.
+    ``world`` names what has to be prepared around it.
     """
 
     name: str
@@ -33,7 +33,6 @@ class Model(NamedTuple):
     crashes: bool = False
     world: str = ""
     environment: tuple[tuple[str, str], ...] = ()
-    fails: str = ""
 
 
 def program(name: str, file: str, turns: int, delivered: str = EXIT, **fields: object) -> Model:
@@ -140,12 +139,7 @@ PROGRAMS = [
         end="GET /stop",
         logs=False,
     ),
-    program(
-        "daemon threads that give at exit",
-        "daemon.py",
-        50,
-        fails="13.4: turns that still arrive at exit",
-    ),
+    program("daemon threads that give at exit", "daemon.py", 50),
     Model("PyInstaller, one file", ("{program}", "end"), 30, EXIT, world="one_file"),
     program("gevent patches before our import", "patched.py gevent before", 30),
     program("gevent patches after our import", "patched.py gevent after", 30),
