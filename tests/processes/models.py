@@ -13,7 +13,7 @@ class Model(NamedTuple):
 
     ``turns`` is what each of ``workers`` gives on request (what all give together, if they are
     ``recycled``); without workers, what the program gives by itself. ``end`` is what ends it: a
-    signal, a request, or None if it ends by itself; ``status`` is its exit status then.
+    signal, Ctrl-C, a request, or None if it ends by itself; ``status`` is its exit status then.
     ``logs`` says that the host logs to standard error, so that only trouble is noise.
     ``crashes`` says that the host may crash at exit by itself: a worker of uWSGI up to 2.0.26
     that has loaded the application itself runs Python's exit hooks when OpenSSL has cleaned up,
@@ -104,9 +104,9 @@ HOSTS = [
     uwsgi("--enable-threads --lazy-apps", ALIVE),
     uwsgi("--lazy-apps", NEXT, crashes=True),
     uvicorn(1, "SIGTERM", NEXT, status=-15),
-    uvicorn(1, "SIGINT", EXIT),
+    uvicorn(1, "Ctrl-C", EXIT),
     uvicorn(2, "SIGTERM", NEXT),
-    uvicorn(2, "SIGINT", NEXT),
+    uvicorn(2, "Ctrl-C", NEXT),
     web(
         "flask run, SIGTERM",
         ("{python}", "-m", "flask", "--app", "flask_app", "run", "--port", "{port}"),
@@ -122,6 +122,7 @@ HOSTS = [
 
 PROGRAMS = [
     program("end of main", "plain.py end", 30),
+    program("SIGTERM", "plain.py SIGTERM", 30, NEXT, status=-15),
     program("os.execv", "plain.py execv", 30, NEXT),
     program("multiprocessing fork", "children.py fork join", 80),
     program("multiprocessing spawn", "children.py spawn join", 80),
