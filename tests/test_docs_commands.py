@@ -166,6 +166,7 @@ ELSEWHERE = {
                 ("wheel", "tox_step wheel"),
                 ("hermes", "tox_step hermes"),
                 ("hindsight", "tox_step hindsight"),
+                ("processes", "tox_step processes"),
             )
         },
         **{

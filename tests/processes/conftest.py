@@ -18,7 +18,7 @@ import hindsight_exec
 from .life import APPS, Life, Tally, World
 from .models import Model
 
-HEAD = ("process", "given", "while it ran", "at its end", "stored", "twice", "exit")
+HEAD = ("process", "given", "stored while it ran", "at its end", "by the next", "twice", "exit")
 _numbers = itertools.count()
 _rows: list[tuple[object, ...]] = []
 

@@ -167,6 +167,8 @@ class Life:
         assert self._process is not None
         if self.model.end == "GET /stop":
             self._get("/stop")
+        elif self.model.end == "Ctrl-C":  # the terminal sends it to the whole group
+            self._signal_all(signal.SIGINT)
         elif self.model.end is not None:
             self._process.send_signal(signal.Signals[self.model.end])
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -13,12 +13,12 @@ class Model(NamedTuple):
 
     ``turns`` is what each of ``workers`` gives on request (what all give together, if they are
     ``recycled``); without workers, what the program gives by itself. ``end`` is what ends it: a
-    signal, a request, or None if it ends by itself; ``status`` is its exit status then.
+    signal, Ctrl-C, a request, or None if it ends by itself; ``status`` is its exit status then.
     ``logs`` says that the host logs to standard error, so that only trouble is noise.
     ``crashes`` says that the host may crash at exit by itself: a worker of uWSGI up to 2.0.26
     that has loaded the application itself runs Python's exit hooks when OpenSSL has cleaned up,
     and without threads, our HTTP client (which makes TLS contexts) is only imported then.
-    ``world`` names what has to be prepared around it. ``fails`` is why it fails today.
+    ``world`` names what has to be prepared around it.
     """
 
     name: str
@@ -33,7 +33,6 @@ class Model(NamedTuple):
     crashes: bool = False
     world: str = ""
     environment: tuple[tuple[str, str], ...] = ()
-    fails: str = ""
 
 
 def program(name: str, file: str, turns: int, delivered: str = EXIT, **fields: object) -> Model:
@@ -105,9 +104,9 @@ HOSTS = [
     uwsgi("--enable-threads --lazy-apps", ALIVE),
     uwsgi("--lazy-apps", NEXT, crashes=True),
     uvicorn(1, "SIGTERM", NEXT, status=-15),
-    uvicorn(1, "SIGINT", EXIT),
+    uvicorn(1, "Ctrl-C", EXIT),
     uvicorn(2, "SIGTERM", NEXT),
-    uvicorn(2, "SIGINT", NEXT),
+    uvicorn(2, "Ctrl-C", NEXT),
     web(
         "flask run, SIGTERM",
         ("{python}", "-m", "flask", "--app", "flask_app", "run", "--port", "{port}"),
@@ -123,6 +122,7 @@ HOSTS = [
 
 PROGRAMS = [
     program("end of main", "plain.py end", 30),
+    program("SIGTERM", "plain.py SIGTERM", 30, NEXT, status=-15),
     program("os.execv", "plain.py execv", 30, NEXT),
     program("multiprocessing fork", "children.py fork join", 80),
     program("multiprocessing spawn", "children.py spawn join", 80),
@@ -140,12 +140,7 @@ PROGRAMS = [
         end="GET /stop",
         logs=False,
     ),
-    program(
-        "daemon threads that give at exit",
-        "daemon.py",
-        50,
-        fails="13.4: turns that still arrive at exit",
-    ),
+    program("daemon threads that give at exit", "daemon.py", 50),
     Model("PyInstaller, one file", ("{program}", "end"), 30, EXIT, world="one_file"),
     program("gevent patches before our import", "patched.py gevent before", 30),
     program("gevent patches after our import", "patched.py gevent after", 30),

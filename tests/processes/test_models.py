@@ -16,12 +16,10 @@ pytestmark = [
 ]
 
 
-def _case(model):
-    marks = [pytest.mark.xfail(strict=True, reason=f"issue {model.fails}")] if model.fails else []
-    return pytest.param(model, id=re.sub(r"\W+", "-", model.name).lower(), marks=marks)
+NAMES = [re.sub(r"\W+", "-", model.name).lower() for model in MODELS]
 
 
-@pytest.mark.parametrize("model", [_case(model) for model in MODELS])
+@pytest.mark.parametrize("model", MODELS, ids=NAMES)
 def test_turns_are_stored_once(live, model):
     """What it gave is stored once, at the latest when its model says so, without any noise."""
     assert live(model).problems(model) == []
