@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence  # isinstance() is slow with those of typing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Optional
 
 from .times import parse_iso
@@ -176,7 +176,7 @@ def source(
     if not isinstance(metadata or {}, Mapping):
         raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
     scopes = observation_scopes
-    return _source(
+    fields = (
         url,
         credential,
         bank,
@@ -186,9 +186,18 @@ def source(
         tuple((str(key), str(one)) for key, one in (metadata or {}).items() if one is not None),
         "" if scopes is None else _storable_json("observation_scopes", scopes),
     )
+    known = _known.get(fields)  # mostly the one of the previous turn
+    if known is None:
+        if len(_known) >= 1024:
+            _known.clear()
+        known = _known[fields] = _source(*fields)
+    return known
 
 
-@lru_cache(maxsize=1024)  # mostly the one of the previous turn
+# Not `lru_cache`: PyPy's has a lock, and a fork may leave it held for ever.
+_known: dict[tuple[Any, ...], Source] = {}
+
+
 def _source(
     url: str,
     credential: str,

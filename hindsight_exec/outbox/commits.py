@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections import deque
 from typing import Any, Callable, Optional
 
 from hindsight_exec.errors import OutboxFull
@@ -59,7 +58,8 @@ class CommittingDatabase(Database):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._waiting: deque[_Write] = deque()
+        # A list, not a deque: without the GIL, one cannot copy a deque beside an append.
+        self._waiting: list[_Write] = []
         super().__init__(*arguments, **options)
 
     def write(self, insert: Callable[[], int], table: str, *, single: bool) -> None:
@@ -73,9 +73,9 @@ class CommittingDatabase(Database):
         """
         mine = _Write(insert, table, single=single)
         waiting = self._waiting
-        waiting.append(mine)
         leads = False
         try:
+            waiting.append(mine)
             while not mine.done:
                 leads = self._is_first(mine) or self._has_waited(mine)
                 if leads:
@@ -109,7 +109,11 @@ class CommittingDatabase(Database):
 
     def _commit(self) -> None:
         """Commit what waits. Called by the leader, who has the database."""
-        writes = list(self._waiting.copy())
+        writes = self._waiting.copy()
+        for write in [write for write in writes if write.done]:
+            # Its leader was interrupted before it could remove it.
+            writes.remove(write)
+            self._remove(write)
         for last_try in (False, True):
             try:
                 if len(writes) == 1 and writes[0].single:

@@ -183,8 +183,10 @@ def interrupted_at(place: int) -> Iterator[list[bool]]:
         if raised or not (is_ours(frame) or is_ours(frame.f_back)):
             return None
         frame.f_trace_opcodes = True
+        if event == "call":
+            before[id(frame)] = "RESUME"
         if event == "opcode":
-            previous = before.get(id(frame), "")
+            previous = before[id(frame)]
             before[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
             if previous.startswith(CHECKS):
                 count += 1
@@ -193,6 +195,7 @@ def interrupted_at(place: int) -> Iterator[list[bool]]:
                     raise Interrupted
         return trace
 
+    sys._getframe().f_trace_opcodes = True  # 3.12 wants one before it starts
     sys.settrace(trace)
     try:
         yield raised
@@ -212,7 +215,7 @@ def lead_and_follow(outbox: Outbox, place: int, lead: int, others: range) -> tup
     ]
 
     def hold() -> None:
-        with database.lock:
+        with database.access, database.step:
             ready.set()
             for count, follower in enumerate(followers, 1):
                 eventually(
@@ -257,6 +260,7 @@ def test_a_leader_that_is_interrupted(
         interrupted, place = True, 0
         while interrupted:
             lead = 1 + place * 10
+            outbox.put(source(), turn(lead + 9))  # sets right what the one before left
             others = range(lead + 1, lead + 1 + count)
             interrupted, returned = lead_and_follow(outbox, place, lead, others)
             kept.update(others, [lead] if returned else [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import textwrap
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
 ]
+
+without_hooks = pytest.mark.skipif(
+    sys.implementation.name != "cpython", reason="forks in C, through CPython's ctypes"
+)
 
 # `fork(do)` runs `do` in a child and prints what that prints; `ctypes_fork` is as uWSGI forks:
 # no hook of Python runs.
@@ -219,6 +224,7 @@ def test_a_fork_beside_a_lock_file(path: Path, start: Any, ending: str, closing_
             os.kill(int(child), signal.SIGKILL)
 
 
+@without_hooks
 @pytest.mark.parametrize("hooks", ["none", "of the child"])
 def test_a_child_starts_afresh_without_hooks(path: Path, start: Any, hooks: str) -> None:
     """Where no hook runs before a fork, the pid tells: the child leaves connection and locks."""
@@ -282,7 +288,7 @@ def test_a_child_starts_afresh_without_hooks(path: Path, start: Any, hooks: str)
         os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", ["os.fork", "ctypes_fork"])
+@pytest.mark.parametrize("how", ["os.fork", pytest.param("ctypes_fork", marks=without_hooks)])
 def test_a_fork_inside_a_transaction(path: Path, run: Any, how: str) -> None:
     """A signal handler or a finalizer may fork between two statements of its own thread."""
     ended = run(
@@ -333,16 +339,14 @@ def test_a_finalizer_inside_a_step(path: Path, run: Any) -> None:
     """A call that interrupts a step of its own thread is an error that says so, not a deadlock."""
     ended = run(
         program("""
-        class Dropped:
-            def __del__(self):
-                try:
-                    outbox.put(source(), turn(9))
-                except OutboxUnavailable as error:
-                    print("refused" if "this very thread" in str(error) else error)
+        def finalizer():
+            try:
+                outbox.put(source(), turn(9))
+            except OutboxUnavailable as error:
+                print("refused" if "this very thread" in str(error) else error)
 
-        dropped = Dropped()
         with outbox._db.access, outbox._db.step:
-            del dropped
+            finalizer()
         outbox.put(source(), turn(1))
         print(outbox.summary().held)
         """),

@@ -194,12 +194,11 @@ def live(host: Host) -> None:
         own.outbox.mark_dead(batch, "failed", "why")
         own.outbox.requeue()
         own.reload()
-    host.files.close({own: host.files.take_claims()[own]})
+    host.files.close(host.files.take_claims())
     late = Host(host.folder, "full", host.server)
     late.numbers = host.numbers
     late.give("late")
-    claims = late.files.take_claims()
-    late.files.close({late.own(): claims[late.own()]})
+    late.files.close(late.files.take_claims())
     heir = Host(host.folder, "full", host.server)
     heir.numbers = host.numbers
     for backlog in heir.files.adopt(1):
