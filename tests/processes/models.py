@@ -140,12 +140,7 @@ PROGRAMS = [
         end="GET /stop",
         logs=False,
     ),
-    program(
-        "daemon threads that give at exit",
-        "daemon.py",
-        50,
-        fails="13.4: turns that still arrive at exit",
-    ),
+    program("daemon threads that give at exit", "daemon.py", 50),
     Model("PyInstaller, one file", ("{program}", "end"), 30, EXIT, world="one_file"),
     program("gevent patches before our import", "patched.py gevent before", 30),
     program("gevent patches after our import", "patched.py gevent after", 30),
