@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional, Protocol, Tuple, TypeVar
 
-from hindsight_exec.errors import ExecutorClosed, Unavailable
+from hindsight_exec.errors import ConfigError, ExecutorClosed, Unauthorized, Unavailable
 from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.process import call_in_child, renew_if_forked
 
@@ -62,7 +62,10 @@ class _Shared:
             from .api import HindsightClient  # noqa: PLC0415 - made when first used
 
             _, key, timeout = self.target
-            self._client = HindsightClient(self._url, api_key=key or None, timeout=timeout)
+            try:
+                self._client = HindsightClient(self._url, api_key=key or None, timeout=timeout)
+            except ConfigError as error:  # no header can carry the key
+                raise Unauthorized("", self._url, None, str(error)) from None
             background_loop().add_closer(self.close)
         return self._client
 
@@ -123,6 +126,7 @@ class Lease:
 
         Raises:
             ExecutorClosed: It is closed: all leases were released, or the process exits.
+            Unauthorized: The key is unusable.
         """
         return self._shared.client()
 
@@ -130,7 +134,7 @@ class Lease:
         """``await call(client)``, on the background loop.
 
         Raises:
-            ExecutorClosed: As `client`; and whatever the call raises.
+            ExecutorClosed, Unauthorized: As `client`; and whatever the call raises.
         """
         finder = _finders.get(self.target[0])
         if finder is not None:

@@ -97,10 +97,11 @@ class Engine:
             on_closing=self._drain,
             on_deadline=self.delivery.cancel,
         )
+        self._work = self.executor._work
         with contextlib.suppress(ExecutorClosed):  # exit has passed
             # Exit calls `_drain` even if no turn has come so far: the first
             # may be on its way.
-            self.executor._work.register.add(self.executor._work)
+            self._work.register.add(self._work)
         self.files = Files(
             folder,
             settings.durability,
@@ -303,7 +304,7 @@ class Engine:
         """Deliver what can be delivered within ``timeout`` seconds, and close everything."""
         self.delivery.close()
         self.executor.shutdown(timeout=timeout)
-        self.executor._work.register.remove(self.executor._work)
+        self._work.register.remove(self._work)  # if it never had a worker
         self.delivery.servers.release(_CLOSE_SESSIONS)
         self.settle()
 

@@ -201,6 +201,9 @@ class Outcomes:
                 self._split(backlog, batch)
             else:
                 self._mark_dead(exchange, "rejected", str(error))
+        except (TypeError, ValueError) as error:
+            # Our own client refuses to send it, and will the next time.
+            self._mark_dead(exchange, "rejected", str(error))
         except Exception as error:
             batch.failures += 1
             # The server has accepted others since this one failed last: some

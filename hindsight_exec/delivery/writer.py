@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 
+from hindsight_exec.client.urls import bank_problem
 from hindsight_exec.conversation import turns
+from hindsight_exec.errors import ConfigError
 from hindsight_exec.executor.waiting import now
 from hindsight_exec.settings.folders import state_folder
 
@@ -306,7 +308,7 @@ class RetainWriter:
         metadata: Optional[Mapping[str, Any]],
         observation_scopes: Any,
     ) -> Source:
-        return turns.source(
+        source = turns.source(
             url=self.settings.api_url,
             credential=self.settings.credential,
             bank=self.settings.bank_id if bank is None else bank,
@@ -316,6 +318,9 @@ class RetainWriter:
             metadata=metadata,
             observation_scopes=observation_scopes,
         )
+        if source.bank != self.settings.bank_id and (problem := bank_problem(source.bank)):
+            raise ConfigError(f"the bank id {source.bank!r:.60} {problem}")
+        return source
 
     def _put_document(
         self, source: Source, document_id: str, item: bytes, given_at: float, turns: int

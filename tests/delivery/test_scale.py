@@ -85,3 +85,39 @@ def test_thousands_of_turns_wait(server: ServingProcess, tmp_path: Path, start: 
 def test_a_hundred_thousand_turns_wait(server: ServingProcess, tmp_path: Path, start: Any) -> None:
     """The same with a hundred thousand."""
     fill_and_deliver(100_000, 50, server, tmp_path / "state", start)
+
+
+# Gives each turn in a session of its own, and prints how many objects of ours there are after.
+SESSIONS = """\
+import gc, sys
+from pathlib import Path
+from hindsight_exec.settings.config import Settings
+from hindsight_exec.delivery.writer import RetainWriter
+
+url, state, sessions = sys.argv[1:]
+settings = Settings(api_url=url, bank_id="b", durability="normal", drain_timeout=60)
+writer, other = (RetainWriter(settings, state=Path(state)) for _ in range(2))
+for number in range(int(sessions)):
+    writer.put([{"role": "user", "content": "x"}], session=f"{number}", immediate=True)
+    if number % 250 == 0:  # as fast as they are delivered
+        other.put([{"role": "user", "content": "x"}], session="other", immediate=True)
+        assert other.flush(100, completed=True)
+progress = writer._engine.delivery.progress
+assert progress.wait_for(lambda: not progress.unfinished, 100)
+gc.collect()
+print(sum(str(type(one).__module__).startswith("hindsight_exec") for one in gc.get_objects()))
+print(len(writer._sources))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_sessions_that_are_over_are_forgotten(
+    server: ServingProcess, tmp_path: Path, start: Any
+) -> None:
+    """A writer that sees new sessions for a year keeps thousands in mind, and not all."""
+    server.start()
+    ended = start(SESSIONS, server.url, str(tmp_path / "state"), "10000").end(timeout=280)
+    assert ended.status == 0, ended.err
+    objects, sources = map(int, ended.out.split())
+    assert objects < 9000
+    assert sources < 1000

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +17,7 @@ from scripted_server import ScriptedServer
 from serving import Serving, documents, free_port, stored, texts, turn
 from waiting import eventually
 
+from hindsight_exec.conversation import turns
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import OutboxFull
 from hindsight_exec.outbox import spool
@@ -162,6 +164,9 @@ def test_bad_arguments_name_the_value(write: Any) -> None:
         writer.put(turn(1), session=" ")
     with pytest.raises(ValueError, match="bank"):
         writer.put(turn(1), session="s", bank="")
+    for bank in ("a/b", "x" * 193):
+        with pytest.raises(ValueError, match=f"'{bank[:9]}.* must"):
+            writer.put(turn(1), session="s", bank=bank)
     with pytest.raises(ValueError, match="text"):
         writer.put_text("", session="s")
     assert writer.counters().given == 0
@@ -415,6 +420,40 @@ def test_a_document_that_is_refused_stops_no_other(server: Serving, write: Any) 
     assert (counters.accepted, counters.dead) == (8, 1)
     assert counters.dead_by_reason == {"rejected": 1}
     assert "dead letter" in heard[-1]
+
+
+def test_what_the_client_refuses_to_send_is_a_dead_letter(
+    server: Serving, write: Any, state: Path, caplog: Any
+) -> None:
+    """A bank that no URL can carry, from an earlier version, is refused once, and stops no other."""
+    claim = spool.create(state)
+    with closing(Outbox(claim.path)) as outbox:
+        for number, bank in enumerate(["a/b", "b", "a/b"]):
+            source = turns.source(url=server.url, credential="", bank=bank, session="s")
+            outbox.put(source, turns.turn(turn(number), given_at=1.76e9 + number, index=number))
+    claim.release()
+    heard: list[str] = []
+    writer = write(server.url, on_trouble=heard.append)
+    assert writer.deliver_all(60)
+    assert stored(server.url) == {"s": texts([1])}
+    assert writer.counters().dead_by_reason == {"rejected": 2}
+    assert heard == ["2 turns kept as dead letters, rejected: the bank id 'a/b' must not hold a '/'"]
+    assert "Traceback" not in caplog.text
+
+
+def test_a_key_that_no_header_can_carry_keeps_everything(
+    server: Serving, write: Any, caplog: Any
+) -> None:
+    """Sending stops until the key is right, as with one that the server refuses; said once."""
+    heard: list[str] = []
+    writer = write(server.url, api_key="k", credential="here", on_trouble=heard.append)
+    writer._engine._keys["here", server.url] = "schlüssel"  # as from a file that was changed
+    writer.put(turn(1), session="s")
+    assert not writer.close()
+    assert writer.counters().waiting == 1
+    assert len(heard) == 1
+    assert "no HTTP header can carry" in heard[0]
+    assert "Traceback" not in caplog.text
 
 
 def test_deliver_all_waits_for_a_file_that_takes_long_to_open(
