@@ -54,6 +54,7 @@ class _Parts(NamedTuple):
             query,
             kept.until_processed if kept and waits else None,
             partial(kept.unprocessed, scope.identity) if kept and kept.searches else None,
+            kept.processed_lately(scope.identity) if kept else (),
         )
 
     def close(self, *, leave_to_others: bool = False) -> None:
