@@ -198,7 +198,7 @@ async def memories(
     client: HindsightClient, settings: Settings, bank: str, query: str
 ) -> list[Memory]:
     """What the configured recall finds, best first."""
-    results = await _asked(client, settings, bank, query, types=settings.recall_types)
+    results = await _asked(client, settings, bank, query, types=settings.recall_types or None)
     found = [
         Memory(one_line(result["text"]), "", str(result.get("document_id") or ""))
         for result in results
