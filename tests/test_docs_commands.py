@@ -84,6 +84,10 @@ HERE = {
     "hindsight-exec retain talk.jsonl --bank notes": Run(
         shows=("1 of 1 turn stored in bank 'notes'", "as session 'talk'")
     ),
+    "hindsight-exec memories forget": Run(
+        "hindsight-exec memories forget --session s --dry-run",
+        shows=("0 documents would be deleted",),
+    ),
     "hindsight-exec flush": Run(shows=("no turns are waiting",), stored="s"),
     "hindsight-exec status --check --max-age 1h": Run(
         "hindsight-exec status --check --max-age 1h; test $? = 1", shows=("1 dead letter in ",)

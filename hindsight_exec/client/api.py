@@ -176,11 +176,13 @@ class HindsightClient:
         types: Sequence[str] | None = None,
         tags: Sequence[str] | None = None,
         tags_match: str | None = None,
+        prefer_observations: bool | None = None,
     ) -> list[dict[str, Any]]:
         """Return the memories that fit the query, best first.
 
         Each has ``id``, ``text``, ``type``, ``document_id``, ``metadata``, ….
-        Arguments that are None are left to the server.
+        Arguments that are None are left to the server. ``prefer_observations``
+        leaves out facts that an observation among the results was made of.
         """
         body = _dumps_given(
             query=query,
@@ -189,6 +191,7 @@ class HindsightClient:
             types=types and list(types),
             tags=tags and list(tags),
             tags_match=tags_match,
+            prefer_observations=prefer_observations,
         )
         request = Request(
             self._server, "POST", _bank(bank) + "/memories/recall", body, idempotent=True

@@ -357,7 +357,11 @@ class Outcomes:
 
     def _complete(self, exchange: Exchange) -> None:
         backlog, batch = exchange.backlog, exchange.batch
-        self._progress.completed(backlog.turns_of(batch), own=not backlog.adopted)
+        self._progress.completed(
+            backlog.turns_of(batch),
+            own=not backlog.adopted,
+            document_ids=backlog.outbox.document_ids(batch),
+        )
         try:
             backlog.outbox.complete(batch)
         except OutboxCorrupt:

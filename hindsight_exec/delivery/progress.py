@@ -71,6 +71,7 @@ class Progress:
         self.advanced_at = now()  # when a turn advanced or began to wait
         self.changes = 0
         self._waiters: deque[threading.Lock] = deque()
+        self._processed: deque[tuple[float, str]] = deque(maxlen=4096)
 
     def notify_all(self) -> None:
         """Wake the waiting threads. Called with the lock held, after the change."""
@@ -101,6 +102,12 @@ class Progress:
         changes = self.changes
         self.wait_for(lambda: self.changes != changes, timeout)
 
+    def processed_within(self, seconds: float) -> set[str]:
+        """Ids of documents that the server has processed in so many seconds."""
+        since = now() - seconds
+        with self.lock:
+            return {name for at, name in self._processed if at >= since}
+
     def given(self, source: Source, turns: int = 1) -> None:
         """Count turns that the outbox has taken. Called with the lock held."""
         if not self.waiting:
@@ -119,9 +126,12 @@ class Progress:
                 _subtract(self.waiting, turns)
             self.notify_all()
 
-    def completed(self, turns: TurnsBySource, *, own: bool) -> None:
-        """Count turns that the server has processed."""
+    def completed(
+        self, turns: TurnsBySource, *, own: bool, document_ids: Iterable[str] = ()
+    ) -> None:
+        """Count turns that the server has processed, and note their documents for a while."""
         with self.lock:
+            self._processed.extend((now(), name) for name in document_ids)
             self.counters.completed += _total(turns)
             if own:
                 self.counters.own_completed += _total(turns)

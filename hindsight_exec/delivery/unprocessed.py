@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from .writer import RetainWriter
 
-__all__ = ["search_unprocessed"]
+__all__ = ["processed_lately", "search_unprocessed"]
+
+#: Seconds after which the server has made observations of what it has processed. With
+#: an LLM that answers at once it takes 0.3 (Hindsight 1.1.0), and an LLM may queue.
+_LATELY = 600.0
 
 
 def search_unprocessed(writer: RetainWriter, query: Query, seconds: float = 0.15) -> list[Found]:
@@ -44,3 +48,8 @@ def search_unprocessed(writer: RetainWriter, query: Query, seconds: float = 0.15
                 finally:
                     outbox.close()
     return sorted(found, reverse=True)
+
+
+def processed_lately(writer: RetainWriter) -> set[str]:
+    """Ids of documents that the server has processed, but perhaps made no observations of."""
+    return writer._joined().delivery.progress.processed_within(_LATELY)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Collection, Iterable, Mapping, NamedTuple, Sequence
 
-from hindsight_exec.errors import Rejected
+from hindsight_exec.errors import Rejected, ServerError
 
 from .scrub import is_synthetic, scrub
 
@@ -65,6 +66,7 @@ _POINTING = _SMALL_TALK | _words(
     " should some tell than them they think to too try use want was we were when where which who"
     " why will with would your"
 )
+_FRESH = 5  # facts shown that there is no observation of
 _NAMED_WORDS = 2  # that a message must hold to be searched for alone
 
 
@@ -97,11 +99,13 @@ async def recall(
     bank: str,
     query: str,
     unprocessed: Sequence[Memory] = (),
+    lately: Collection[str] = (),
 ) -> Recalled:
     """Ask the server by the configured method.
 
     Args:
         unprocessed: What the server did not know before it was asked.
+        lately: See :func:`from_banks`.
 
     Raises:
         ServerError: As the client does.
@@ -110,7 +114,8 @@ async def recall(
         answer = await client.reflect(bank, query, budget=settings.recall_budget)
         limit = settings.recall_max_chars
         return Recalled("\n".join([*bullets(unprocessed, limit), quoted(answer, limit)]).strip())
-    found = await from_banks(client, settings, (bank, *settings.additional_banks), query)
+    banks = (bank, *settings.additional_banks)
+    found = await from_banks(client, settings, banks, query, lately)
     return shown(merged(unprocessed, found), settings)
 
 
@@ -127,16 +132,28 @@ def merged(unprocessed: Iterable[Memory], found: Sequence[Memory]) -> list[Memor
 
 
 async def from_banks(
-    client: HindsightClient, settings: Settings, banks: Sequence[str], query: str
+    client: HindsightClient,
+    settings: Settings,
+    banks: Sequence[str],
+    query: str,
+    lately: Collection[str] = (),
 ) -> list[Memory]:
     """What the banks hold, in turn; memories of other banks than the first are marked.
+
+    Args:
+        lately: Documents of the first bank that there may be no observations
+            of yet. Where only observations are recalled, their facts are added.
 
     Raises:
         ServerError: The first bank cannot be asked, and none of the others has anything.
     """
     banks = list(dict.fromkeys(banks))
+    fresh: list[Memory] = []
+    if lately and tuple(settings.recall_types) == ("observation",):
+        with contextlib.suppress(ServerError):  # what is asked next says why
+            fresh = await _facts_of(client, settings, banks[0], query, lately)
     if len(banks) == 1:
-        return await memories(client, settings, banks[0], query)
+        return fresh + await memories(client, settings, banks[0], query)
     answers = await asyncio.gather(
         *(memories(client, settings, bank, query) for bank in banks), return_exceptions=True
     )
@@ -149,7 +166,23 @@ async def from_banks(
             found.append([one._replace(mark=mark) for one in answer])
     if isinstance(answers[0], BaseException) and not any(found):
         raise answers[0]
-    return [one for row in zip_longest(*found) for one in row if one is not None]
+    return fresh + [one for row in zip_longest(*found) for one in row if one is not None]
+
+
+async def _facts_of(
+    client: HindsightClient,
+    settings: Settings,
+    bank: str,
+    query: str,
+    lately: Collection[str],
+) -> list[Memory]:
+    """Facts of these documents that are in no observation which fits as well."""
+    results = await _asked(client, settings, bank, query, types=None, prefer_observations=True)
+    return [
+        Memory(one_line(result["text"]), " (new)", str(result["document_id"]))
+        for result in results
+        if result.get("document_id") in lately and result.get("type") != "observation"
+    ][:_FRESH]
 
 
 _warned: set[tuple[str, str]] = set()
@@ -165,28 +198,32 @@ async def memories(
     client: HindsightClient, settings: Settings, bank: str, query: str
 ) -> list[Memory]:
     """What the configured recall finds, best first."""
-    options: dict[str, Any] = {}
-    if settings.recall_tags:
-        options.update(tags=settings.recall_tags, tags_match=settings.recall_tags_match)
-    try:
-        results = await client.recall(
-            bank,
-            query,
-            budget=settings.recall_budget,
-            max_tokens=settings.recall_max_tokens,
-            types=settings.recall_types or None,
-            **options,
-        )
-    except Rejected as error:
-        if error.status != 404:
-            raise
-        return []  # the server makes a bank when it gets the bank's first turn
+    results = await _asked(client, settings, bank, query, types=settings.recall_types or None)
     found = [
         Memory(one_line(result["text"]), "", str(result.get("document_id") or ""))
         for result in results
         if _score(result) >= settings.recall_min_score
     ]
     return [memory for memory in found if memory.text][: settings.recall_max_results or None]
+
+
+async def _asked(
+    client: HindsightClient, settings: Settings, bank: str, query: str, **options: Any
+) -> list[dict[str, Any]]:
+    if settings.recall_tags:
+        options.update(tags=settings.recall_tags, tags_match=settings.recall_tags_match)
+    try:
+        return await client.recall(
+            bank,
+            query,
+            budget=settings.recall_budget,
+            max_tokens=settings.recall_max_tokens,
+            **options,
+        )
+    except Rejected as error:
+        if error.status != 404:
+            raise
+        return []  # the server makes a bank when it gets the bank's first turn
 
 
 def one_line(text: str) -> str:

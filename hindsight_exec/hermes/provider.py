@@ -10,9 +10,8 @@ the network, and all of them for a bounded time.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.hermes import embedded, host, prompt, setup, tools
@@ -22,10 +21,11 @@ from .connection import Connection
 from .identity import Identity
 from .memories import Recalled, framed
 from .mental_model import MentalModel
+from .parts import Parts
 from .recall import Recall
 from .retention import Retention
 from .scrub import scrub, text_of
-from .sessions import ForkSafeLock, Scope, Sessions
+from .sessions import ForkSafeLock, Sessions
 
 if TYPE_CHECKING:
     import threading
@@ -36,32 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["HindsightMemoryProvider"]
 
 logger = logging.getLogger("hindsight_exec")
-
-
-class _Parts(NamedTuple):
-    """What an initialised provider works with; without retention it is read-only."""
-
-    connection: Connection
-    recall: Recall
-    mental_model: MentalModel
-    retention: Retention | None
-
-    def start(self, scope: Scope, query: str, *, waits: bool = False) -> None:
-        """Start a recall, also among what the writer has not delivered yet."""
-        kept = self.retention
-        self.recall.start(
-            scope,
-            query,
-            kept.until_processed if kept and waits else None,
-            partial(kept.unprocessed, scope.identity) if kept and kept.searches else None,
-        )
-
-    def close(self, *, leave_to_others: bool = False) -> None:
-        """Close them in the order in which they need each other."""
-        self.recall.close()
-        if self.retention is not None:
-            self.retention.writer.close(leave_to_others=leave_to_others)
-        self.connection.close()
 
 
 class HindsightMemoryProvider(host.MemoryProvider):
@@ -85,7 +59,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         self._read_only = False
         self._lock = ForkSafeLock()
         # Replaced under the lock:
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._closed = False
 
     # -- what Hermes asks before a session -----------------------------------
@@ -155,7 +129,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             if parts is None or self._closed or parts.connection.settings != settings:
                 connection = Connection(settings)
                 recall = Recall(connection, self._notify)
-                parts = _Parts(connection, recall, MentalModel(connection), None)
+                parts = Parts(connection, recall, MentalModel(connection), None)
             if not self._read_only and parts.retention is None:
                 state = setup.state_of(self._home)
                 parts = parts._replace(

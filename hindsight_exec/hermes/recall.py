@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Awaitable, Callable, NamedTuple
+from typing import TYPE_CHECKING, Awaitable, Callable, Collection, NamedTuple
 
 from hindsight_exec.errors import HindsightExecError, Starting
 
@@ -66,12 +66,14 @@ class Recall:
         message: str,
         after: Callable[[], Awaitable[object]] | None = None,
         search: Callable[[str], list[Memory]] | None = None,
+        lately: Collection[str] = (),
     ) -> None:
         """Start to recall for ``message``; drop what ran before.
 
         Args:
             after: What to wait for first.
             search: Finds what the server does not know yet. It reads the disk.
+            lately: Documents that there may be no observations of yet.
         """
         settings = self._connection.settings
         identity, before = self._before
@@ -90,7 +92,7 @@ class Recall:
                 loop = asyncio.get_running_loop()
                 with contextlib.suppress(RuntimeError):  # the process exits
                     unprocessed.extend(await loop.run_in_executor(None, search, query))
-            return await recall(client, settings, bank, query, tuple(unprocessed))
+            return await recall(client, settings, bank, query, tuple(unprocessed), lately)
 
         try:
             started = _Running(scope, self._connection.submit(work), unprocessed)

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Callable, Iterable
 
 from hindsight_exec.conversation.turns import Destination, identifier, turn_messages
-from hindsight_exec.delivery.unprocessed import search_unprocessed
+from hindsight_exec.delivery.unprocessed import processed_lately, search_unprocessed
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.outbox.search import Query, terms
@@ -218,6 +218,13 @@ class Retention:
             mark = f" (said at {at:%Y-%m-%d %H:%M}, not yet processed)"
             memories.append(Memory(one_line(one.text), mark, one.document_id))
         return memories
+
+    def processed_lately(self, identity: Identity) -> set[str]:
+        """Documents of other sessions that the server may have made no observations of yet."""
+        if not self.searches:
+            return set()
+        own = identifier(identity.session) + "/"
+        return {name for name in processed_lately(self.writer) if not name.startswith(own)}
 
     def _is_visible(self, source: Source) -> bool:
         """Whether ``recall_tags`` let a recall see it."""

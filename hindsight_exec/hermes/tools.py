@@ -150,8 +150,9 @@ def call(
             # Before the server is asked: what it processes meanwhile is not missed.
             own = retention is not None and banks[0] == identity.bank(settings)
             unprocessed = retention.unprocessed(identity, query) if retention and own else []
+            lately = retention.processed_lately(identity) if retention and own else set()
             try:
-                found = ask(lambda client: from_banks(client, settings, banks, query))
+                found = ask(lambda client: from_banks(client, settings, banks, query, lately))
             except Exception as failure:
                 if not unprocessed:
                     raise

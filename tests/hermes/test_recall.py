@@ -254,6 +254,7 @@ def test_an_authors_memories_are_shown_to_nobody_else(make, hindsight):
     hindsight.answer("/banks/of-b/memories/recall", *found("b's secret"))
     provider = make(told={"user_id": "a"}, bank_id_template="of-{user}")
     provider.on_turn_start(1, "q", author_id="a")
+    assert "a's secret" in provider.prefetch("q")
     provider.sync_turn("q", "ok", turn_author={"id": "a"})
     provider.queue_prefetch("q")
     hindsight.wait_for("/of-a/memories/recall", 2)

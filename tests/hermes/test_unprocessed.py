@@ -12,7 +12,7 @@ from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.outbox.search import Query, terms
 from hindsight_exec.settings.config import Settings
 
-from .recording import configure
+from .recording import LIMIT, configure
 from .test_recall import found
 from .test_tools import call
 
@@ -254,3 +254,39 @@ def test_what_fits(make, hindsight, said, message, found_it):
     shown = asked(make("b"), message)
     assert ("not yet processed" in shown) == found_it
     assert len(shown) < 1500
+
+
+def test_what_there_is_no_observation_of(make, hindsight):
+    """Facts of what was processed lately are recalled, though only observations are asked for."""
+    first = make("a", retain_async=False)
+    first.sync_turn(FACT, "ok")
+    first.on_session_end([])
+    assert first._writer.flush(LIMIT, completed=True)
+    (item,) = hindsight.items()
+    memories = [
+        {"id": "1", "text": "The dog is Rex.", "type": "world", "document_id": item["document_id"]},
+        {"id": "2", "text": "An old fact.", "type": "world", "document_id": "old/1"},
+        {"id": "3", "text": "An observation.", "type": "observation"},
+    ]
+    hindsight.answer("/recall", 200, {"results": memories})
+    second = make("b")
+    second.on_turn_start(1, "What is my dog called?")
+    fresh, usual = hindsight.wait_for("/recall", 2)
+    assert fresh.body["prefer_observations"] is True
+    assert "types" not in fresh.body
+    assert usual.body["types"] == ["observation"]
+    shown = second.prefetch("What is my dog called?")
+    assert '- "The dog is Rex." (new)' in shown
+    assert "old fact (new)" not in shown
+
+
+def test_nothing_more_is_asked_where_facts_are_recalled_anyway(make, hindsight):
+    """A second question is asked only where it may bring something."""
+    first = make("a", retain_async=False)
+    first.sync_turn(FACT, "ok")
+    first.on_session_end([])
+    assert first._writer.flush(LIMIT, completed=True)
+    asked(make("b", recall_types=["world", "observation"]))
+    assert len(hindsight.requests("/recall")) == 1
+    asked(first)  # its own session's documents are in its context
+    assert len(hindsight.requests("/recall")) == 2
