@@ -437,7 +437,9 @@ def test_what_the_client_refuses_to_send_is_a_dead_letter(
     assert writer.deliver_all(60)
     assert stored(server.url) == {"s": texts([1])}
     assert writer.counters().dead_by_reason == {"rejected": 2}
-    assert heard == ["2 turns kept as dead letters, rejected: the bank id 'a/b' must not hold a '/'"]
+    assert heard == [
+        "2 turns kept as dead letters, rejected: the bank id 'a/b' must not hold a '/'"
+    ]
     assert "Traceback" not in caplog.text
 
 
