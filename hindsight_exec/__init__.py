@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from .executor import DrainingExecutor
+    from .executor.signals import drain_on_signal
     from .outbox.store import Outbox
     from .settings.config import Settings
 
@@ -42,6 +43,7 @@ _MODULES = {
     "Outbox": "outbox.store",
     "RetainWriter": "delivery.writer",
     "Settings": "settings.config",
+    "drain_on_signal": "executor.signals",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "__version__",
+    "drain_on_signal",
 ]
 
 

@@ -1,5 +1,6 @@
 """What a type checker sees of the public names; `tox -e types` checks it, nothing runs it."""
 
+import signal
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
@@ -13,6 +14,7 @@ from hindsight_exec import (
     HindsightExecError,
     RetainWriter,
     Settings,
+    drain_on_signal,
 )
 
 
@@ -32,6 +34,12 @@ def executor() -> None:
         closed: RuntimeError = error
         ours: HindsightExecError = error
         del closed, ours
+
+
+def signals() -> None:
+    drain_on_signal()
+    drain_on_signal(signal.SIGTERM, 1)
+    drain_on_signal("SIGTERM")  # type: ignore[arg-type]
 
 
 def writer(settings: Settings) -> None:

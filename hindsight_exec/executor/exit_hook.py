@@ -40,13 +40,14 @@ _stdlib = importlib.import_module("concurrent.futures.thread")
 
 
 def close_all() -> None:
-    """Close all phases, in order.
+    """Close all phases, in order. Another thread that does so is waited for.
 
     Nothing may leave this function: CPython would skip the callbacks of
     others, the standard library's among them.
     """
     try:
-        _close_phases(patient=True)
+        with _closer:
+            _close_phases(patient=True)
     except BaseException as error:
         # Ctrl-C, or what a signal handler raised. Whoever sent it does not
         # want to wait; all that is left is ended, or cancelled, or abandoned.
@@ -160,8 +161,9 @@ def stay_first() -> None:
 
 
 def _start_afresh() -> None:
-    global _cutoff_passed
+    global _cutoff_passed, _closer
     _cutoff_passed = False  # that was the parent's exit
+    _closer = threading.RLock()
 
 
 # The files of what a thread waits with, and the code that waits with it for a future.
@@ -170,6 +172,8 @@ _FOR_FUTURES = {f.__code__ for f in (Future.result, Future.exception, wait, as_c
 _PROCESSES = "concurrent.futures.process"
 _IDLE = getattr(getattr(_stdlib, "_worker", None), "__code__", None)
 _cutoff_passed = False
+# Re-entrant, as an interrupt may leave it held by the main thread.
+_closer = threading.RLock()
 _before_processes = _PROCESSES in sys.modules
 process.call_in_child(_start_afresh)
 _register()
