@@ -233,7 +233,7 @@ class Life:
 
         def wanted() -> bool:
             if self.model.recycled:
-                return asked.total() < self.model.turns
+                return sum(asked.values()) < self.model.turns
             return sum(turns >= self.model.turns for turns in asked.values()) < self.model.workers
 
         def one(_: int) -> Optional[dict[str, int]]:
@@ -251,7 +251,7 @@ class Life:
                         asked[answer["pid"]] += answer["turns"]
         assert not wanted(), f"{asked}: {self._errors.read_text()}"
         # Each module gave one when it was loaded, in the master or in each worker.
-        return asked.total() + 1
+        return sum(asked.values()) + 1
 
     def _notes(self) -> list[str]:
         return self._given.read_text().split() if self._given.exists() else []
