@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Optional, Set, Tuple, TypeVar
 
@@ -16,6 +15,8 @@ from hindsight_exec.client.registry import Lease, lease
 from hindsight_exec.errors import ConfigError, ExecutorClosed, HindsightExecError, Rejected
 from hindsight_exec.hermes import embedded
 from hindsight_exec.settings.credentials import resolve_credential
+
+from .sessions import ForkSafeLock
 
 if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
@@ -30,20 +31,14 @@ T = TypeVar("T")
 _CHECK_SECONDS = 2.0  # a server that needs longer for /health is busy, not away
 _CHECK_AGAIN_SECONDS = 60.0
 
-_lock = threading.Lock()
-# Results for the whole process, so that hundreds of providers ask once. Guarded by _lock.
-_checks: Dict[str, Tuple[float, concurrent.futures.Future[str]]] = {}
+# Banks whose missions are known to be set; a gateway may have a bank for each session.
+_MOST_BANKS = 10_000
+
+_lock = ForkSafeLock()
+# Results for the whole process, so that hundreds of providers ask once. Guarded by _lock, and
+# told apart by pid: the parent's requests are answered in the parent.
+_checks: Dict[Tuple[int, str], Tuple[float, concurrent.futures.Future[str]]] = {}
 _missions_set: Set[Tuple[Any, ...]] = set()
-
-
-def _after_fork_in_child() -> None:
-    global _lock, _checks
-    # The parent's requests are answered in the parent.
-    _lock, _checks = threading.Lock(), {}
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Connection:
@@ -59,7 +54,7 @@ class Connection:
         self.trouble = ""
         # Guarded by _lock:
         self._lease: Optional[Lease] = None
-        self._running: Set[concurrent.futures.Future[Any]] = set()
+        self._running: Set[Tuple[int, concurrent.futures.Future[Any]]] = set()
         self._closed = False
 
     def submit(
@@ -85,7 +80,7 @@ class Connection:
 
         future = background_loop().run(run())
         with _lock:
-            self._running.add(future)
+            self._running.add((os.getpid(), future))
         future.add_done_callback(self._over)
         return future
 
@@ -94,16 +89,16 @@ class Connection:
 
         Waits at most ``wait`` seconds; the answer counts for the whole process for a minute.
         """
-        url = self.settings.api_url
+        asked = (os.getpid(), self.settings.api_url)
         with _lock:
-            known = _checks.get(url)
+            known = _checks.get(asked)
         if known is None or time.monotonic() - known[0] > _CHECK_AGAIN_SECONDS:
             try:
                 known = (time.monotonic(), self.submit(_health))
             except HindsightExecError as error:
                 return str(error)
             with _lock:
-                _checks[url] = known
+                _checks[asked] = known
         try:
             # Not raised: it would keep each caller's frames, and is kept itself.
             failure = known[1].exception(wait)
@@ -123,6 +118,8 @@ class Connection:
         with _lock:
             if not wanted or mark in _missions_set:
                 return
+            if len(_missions_set) >= _MOST_BANKS:
+                _missions_set.clear()
             _missions_set.add(mark)
 
         async def apply(client: HindsightClient) -> None:
@@ -145,8 +142,9 @@ class Connection:
             self._closed = True
             held, self._lease = self._lease, None
             running = list(self._running)
-        for future in running:
-            future.cancel()
+        for pid, future in running:
+            if pid == os.getpid():
+                future.cancel()
         if held is not None:
             held.release(wait)
 
@@ -172,7 +170,7 @@ class Connection:
 
     def _over(self, future: concurrent.futures.Future[Any]) -> None:
         with _lock:
-            self._running.discard(future)
+            self._running.discard((os.getpid(), future))
 
     def _note(self, trouble: str) -> None:
         before, self.trouble = self.trouble, trouble
