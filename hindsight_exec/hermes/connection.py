@@ -85,7 +85,7 @@ class Connection:
         return future
 
     def check(self, wait: float) -> str:
-        """Why the server is out of reach; "" if it answers, or is not known to be away.
+        """Return why the server is out of reach; "" if it answers, or has not answered yet.
 
         Waits at most ``wait`` seconds; the answer counts for the whole process for a minute.
         """
@@ -107,7 +107,7 @@ class Connection:
             return ""
 
     def apply_missions(self, bank: str) -> None:
-        """Sets the bank's missions in the background, where they differ from the configured ones."""
+        """Set the bank's missions in the background where they differ from the configured ones."""
         settings = self.settings
         wanted = {
             "reflect_mission": settings.bank_mission,
@@ -136,8 +136,10 @@ class Connection:
             self.submit(apply)
 
     def close(self, wait: float = 2.0) -> None:
-        """Cancels what is under way and lets go of the client; the last one closes it, within
-        ``wait`` seconds. Idempotent."""
+        """Cancel running requests and release the client. Idempotent.
+
+        The last connection that releases a client closes it, within ``wait`` seconds.
+        """
         with _lock:
             self._closed = True
             held, self._lease = self._lease, None

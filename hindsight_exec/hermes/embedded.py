@@ -1,10 +1,10 @@
-"""Mode ``local_embedded``: Hindsight's own daemon, by way of the package ``hindsight-embed``.
+"""Mode ``local_embedded``: runs Hindsight's own daemon with the package ``hindsight-embed``.
 
-Its manager waits for minutes while a daemon starts, and draws on the terminal.
-So a process of its own, the starter, asks it to; this one only looks, at each
-request, where the daemon is. While there is none, requests fail at once with
-`Starting`: turns wait in the outbox, and recall is empty. A daemon that stopped
-is brought back by the next request.
+The package's manager waits for minutes while a daemon starts, and draws on the
+terminal. So a separate process, the starter, runs it. This process only asks, at
+each request, where the daemon is. Until the daemon runs, requests fail at once with
+`Starting`: turns wait in the outbox, and recall is empty. The next request brings
+back a daemon that stopped.
 
 Facts about ``hindsight-embed`` here were checked with 1.1.0.
 """
@@ -43,24 +43,24 @@ __all__ = ["Daemon", "address", "daemon_of", "folder", "know", "log_of", "missin
 
 logger = logging.getLogger("hindsight_exec")
 
-_LOOK_AGAIN = 2.0  # seconds between looks whether the starter is done
-_PAUSES = (10.0, 60.0, 600.0)  # seconds before a start that failed is tried again
+_LOOK_AGAIN = 2.0  # seconds between checks whether the starter has finished
+_PAUSES = (10.0, 60.0, 600.0)  # seconds before the next attempt after a failed start
 _LOG_BYTES = 1_000_000
 _PORT = "HINDSIGHT_API_PORT"
 _PROVIDER, _MODEL, _KEY, _ENDPOINT = (
     f"HINDSIGHT_API_LLM_{name}" for name in ("PROVIDER", "MODEL", "API_KEY", "BASE_URL")
 )
-# These are for clients of a server, or have their own names in the profile's file.
+# Clients of a server use these, or the profile's file has its own names for them.
 _NOT_FOR_THE_DAEMON = ("HINDSIGHT_API_KEY", "HINDSIGHT_API_URL", "HINDSIGHT_LLM_API_KEY", _PORT)
-# Its argument is where this package is, which may be a plugin's folder that only Hermes knows.
+# The argument is the folder that holds this package. Only Hermes may know it: a plugin's folder.
 _STARTER = (
     "import sys; sys.path.append(sys.argv[1]);"
     "from hindsight_exec.hermes.embedded import main; raise SystemExit(main())"
 )
 
 _daemons: Dict[str, Daemon] = {}  # by URL; single dict operations
-# A forked child knows nothing of its parent's starters, and keeps them
-# referenced: collected there, they would be complained about.
+# A forked child does not use its parent's starters. It keeps them referenced: the garbage
+# collector would report a running subprocess.
 _inherited: List[object] = []
 
 
@@ -75,14 +75,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> str:
-    """Why the mode cannot be used at all, in words for the user; "" if it can."""
+    """Return why the mode cannot work, for the user; "" if it can."""
     if importlib.util.find_spec("hindsight_embed") is None:
         return (
             "mode local_embedded needs hindsight-embed (and Python 3.11 or later):"
             f" {sys.executable} -m pip install 'hindsight-exec[embedded]'"
         )
     if settings.llm_provider == "openai_compatible" and not settings.llm_base_url:
-        # Without one, the conversations would go to OpenAI.
+        # Without an endpoint, the conversations would go to OpenAI.
         return "llm_provider openai_compatible needs the endpoint of that server: set llm_base_url"
     if (
         sys.platform != "win32"
@@ -99,18 +99,18 @@ def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> 
 
 
 def program() -> str:
-    """What the daemon is started with; "" if there is nothing."""
+    """Return the program that starts the daemon; "" if there is none."""
     own = shutil.which("hindsight-api", path=sysconfig.get_path("scripts"))
     return own or shutil.which("uvx") or host.tool("uvx")
 
 
 def first_start(settings: Settings) -> bool:
-    """Whether the daemon of these settings has never been up on this machine."""
+    """Return whether the daemon of these settings has never run on this machine."""
     return settings.mode == "local_embedded" and not address(settings)
 
 
 def llm_of(settings: Settings) -> Dict[str, str]:
-    """Provider, model and endpoint of the LLM that the daemon uses, or will use."""
+    """Return provider, model and endpoint of the daemon's LLM."""
     stated = {**_profile_of(settings), **_wanted(settings)}
     provider = stated.get(_PROVIDER) or "openai"
     return {
@@ -122,30 +122,30 @@ def llm_of(settings: Settings) -> Dict[str, str]:
 
 
 def address(settings: Settings) -> str:
-    """The URL at which the daemon of these settings is, if it runs; "" if that is not known."""
+    """Return the URL of the daemon if it runs; "" if the URL is not known."""
     port = _profile_of(settings).get(_PORT, "")
     return f"http://127.0.0.1:{port}" if port.isdecimal() else ""
 
 
 def log_of(settings: Settings) -> Path:
-    """Where the starter writes, and what the daemon says at its start."""
+    """Return the log of the starter, which has the daemon's first output, too."""
     kind, _, home = settings.credential.partition(":")
     return (Path(home) / "logs" if kind == "hermes" else folder()) / "hindsight-embed.log"
 
 
 def folder() -> Path:
-    """What hindsight-embed has in the home folder. Raises ConfigError where there is none."""
+    """Return hindsight-embed's folder. Raises ConfigError if there is no home folder."""
     return user_home(os.environ) / ".hindsight"
 
 
 def know(settings: Settings) -> None:
-    """Has requests to ``settings.api_url`` reach the daemon, if that is what it stands for."""
+    """Route requests to ``settings.api_url`` to the daemon if the URL stands for it."""
     if settings.mode == "local_embedded" and not settings.unusable:
         daemon_of(settings)
 
 
 def daemon_of(settings: Settings) -> Daemon:
-    """The daemon of these settings, in this process."""
+    """Return this process's object for the daemon of these settings."""
     from hindsight_exec.client.registry import find_by  # noqa: PLC0415 - brings asyncio
 
     made = Daemon(settings)  # on the thread whose environment is the profile's
@@ -156,7 +156,7 @@ def daemon_of(settings: Settings) -> Daemon:
 
 
 class Daemon:
-    """One profile's daemon, as this process sees it. A `clients.Finder`: used on the loop."""
+    """One profile's daemon, as this process sees it. A `registry.Finder`, used on the loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings  # may be set from any thread, as the next
@@ -169,7 +169,7 @@ class Daemon:
         self._not_before = 0.0
 
     def find(self) -> str:
-        """Where it answers, or should.
+        """Return the URL at which the daemon answers, or should.
 
         Raises:
             Unavailable: It is being started, or could not be.
@@ -184,13 +184,13 @@ class Daemon:
         self._look()
 
     def _pause_left(self) -> float:
-        """Seconds before the next try; what failed may go well at once with other settings."""
+        """Return the seconds until the next attempt; 0 with other settings than those that failed."""
         if self._started != self.settings:
             return 0.0
         return max(0.0, self._not_before - time.monotonic())
 
     def start(self) -> Optional[subprocess.Popen[bytes]]:
-        """Starts the starter, unless it runs; None if it cannot, or not yet."""
+        """Start the starter unless it runs. Return None if it cannot start, or not yet."""
         if self._starter is None and not self._pause_left():
             self._started = self.settings
             why = missing(self.settings, self.environ)
@@ -232,13 +232,13 @@ class Daemon:
 def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     wanted = _wanted(settings)
     environ = {k: v for k, v in environ.items() if k not in _NOT_FOR_THE_DAEMON}
-    # hindsight-embed hands on what begins with HINDSIGHT_ of the profile's file, and no more.
+    # Of the profile's file, hindsight-embed hands on only names that begin with HINDSIGHT_.
     environ.update(wanted)
     folder = Path(program()).parent
     if folder.is_absolute():  # hindsight-embed looks for uvx on the PATH only
         environ["PATH"] = os.pathsep.join([environ.get("PATH", os.defpath), str(folder)])
     if settings.port_health_grace_timeout is not None:
-        # Read when the package is imported.
+        # hindsight-embed reads it when it is imported.
         grace = str(settings.port_health_grace_timeout)
         environ["HINDSIGHT_EMBED_PORT_HEALTH_GRACE_TIMEOUT"] = grace
     log = log_of(settings)
@@ -262,8 +262,8 @@ def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[b
     assert starter.stdin is not None  # noqa: S101 - for the type
     with contextlib.suppress(OSError), starter.stdin:
         starter.stdin.write(json.dumps([settings.profile, wanted]).encode())
-    # Whether or not anybody asks again: so it leaves no zombie, and is not collected while it
-    # runs. Some Pythons can start no thread at exit; then all ends soon.
+    # The thread reaps the starter, and keeps it referenced while it runs. CPython 3.12.0 to
+    # 3.12.2 can start no thread at exit; then the process ends soon anyway.
     waiter = threading.Thread(target=starter.wait, name="hindsight-starter", daemon=True)
     with contextlib.suppress(RuntimeError):
         waiter.start()
@@ -274,7 +274,7 @@ def _start(settings: Settings, environ: Mapping[str, str]) -> subprocess.Popen[b
 
 
 def _file(profile: str) -> Path:
-    """Where hindsight-embed reads a profile's environment."""
+    """Return the file from which hindsight-embed reads a profile's environment."""
     return folder() / "profiles" / f"{profile}.env"
 
 
@@ -286,7 +286,7 @@ def _profile_of(settings: Settings) -> Dict[str, str]:
 
 
 def _wanted(settings: Settings) -> Dict[str, str]:
-    """What the settings state of the profile's environment."""
+    """Return the variables that the settings state."""
     provider, url = as_hindsight(settings.llm_provider, settings.llm_base_url)
     stated = {
         **{name: value for name, value in settings.embedded_environment if name != _PORT},
@@ -302,16 +302,16 @@ def _wanted(settings: Settings) -> Dict[str, str]:
 
 
 def _agrees(settings: Settings) -> bool:
-    """Whether a daemon of this profile was started as the settings say."""
+    """Return whether the profile's daemon was started with what the settings say."""
     there = _profile_of(settings)
     return _PORT in there and not _changes(there, _wanted(settings))
 
 
 def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optional[str]]:
-    """What of the file must change (None: go). What the settings do not state stays."""
+    """Return the variables to change (None: remove). Those that the settings do not state stay."""
     gone = {"HF_ENDPOINT", "HF_HUB_OFFLINE"}
     if _PROVIDER in wanted:
-        # Without an endpoint it is the provider's own; one provider's model and key are no other's.
+        # No endpoint means the provider's own. Model and key belong to one provider.
         gone.add(_ENDPOINT)
         if wanted[_PROVIDER] != there.get(_PROVIDER, "openai"):
             gone |= {_MODEL, _KEY}
@@ -321,7 +321,7 @@ def _changes(there: Dict[str, str], wanted: Dict[str, str]) -> Dict[str, Optiona
 
 
 def _has_database(settings: Settings, environ: Mapping[str, str]) -> bool:
-    """Whether the daemon is told to use a database that is not its own."""
+    """Return whether the daemon uses a database that is not its own."""
     name = "HINDSIGHT_EMBED_API_DATABASE_URL"
     url = _profile_of(settings).get(name) or environ.get(name) or "pg0"
     return not url.startswith("pg0")
@@ -331,7 +331,7 @@ def _has_database(settings: Settings, environ: Mapping[str, str]) -> bool:
 
 
 def main() -> int:
-    """Brings the daemon up as the settings on standard input say; 0 once it answers."""
+    """Start the daemon as the settings on standard input say. Return 0 once it answers."""
     profile, wanted = json.load(sys.stdin)
     os.umask(0o077)  # of all that the daemon writes: conversations, keys
     manager: Any = importlib.import_module("hindsight_embed").get_embed_manager()

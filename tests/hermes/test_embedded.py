@@ -546,7 +546,7 @@ def test_setup_that_fails(daemon, home, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("local_embedded\n\n\n\n\n\n"))
     HindsightMemoryProvider().post_setup(str(home), {})
     shown = capsys.readouterr().out
-    assert "the daemon did not start; see" in shown
+    assert "did not start; see" in shown
     assert "Ready" not in shown
 
 
