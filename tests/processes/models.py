@@ -92,6 +92,12 @@ def celery(pool: str, delivered: str, **fields: object) -> Model:
     )  # fmt: skip
 
 
+def with_line(model: Model) -> Model:
+    """The same with what docs/executor.md proposes for a host that runs no exit hooks."""
+    line = (*model.environment, ("LINE", "1"))
+    return model._replace(name=f"{model.name}, with the line", delivered=EXIT, environment=line)
+
+
 HOSTS = [
     gunicorn("--worker-class sync"),
     gunicorn("--worker-class gthread --threads 4"),
@@ -187,4 +193,13 @@ PROGRAMS = [
     ),
 ]
 
+WITHOUT_HOOKS = (
+    "uvicorn --workers 1, SIGTERM",
+    "uvicorn --workers 2, SIGTERM",
+    "flask run, SIGTERM",
+    "Celery --pool prefork",
+    "SIGTERM",
+    "os.execv",
+)
 MODELS = HOSTS + PROGRAMS
+MODELS += [with_line(model) for model in MODELS if model.name in WITHOUT_HOOKS]

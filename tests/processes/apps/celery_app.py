@@ -35,4 +35,6 @@ def queue(**_: Any) -> None:
         give.delay()
 
 
+if giving.has_line:
+    celery.signals.worker_process_shutdown.connect(lambda **_: giving.writer.close(5), weak=False)
 giving.give()

@@ -2,7 +2,8 @@
 
 Importing this module imports hindsight_exec and makes the writer, as an application does when it
 is loaded. The environment says where: URL, BANK, STATE, GIVEN (the file of the notes), IDLE
-(seconds until held turns are sent) and DRAIN (seconds for exit).
+(seconds until held turns are sent) and DRAIN (seconds for exit). With LINE, a program has the line
+that docs/executor.md proposes for its host.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ writer = RetainWriter(
     ),
     state=Path(os.environ["STATE"]),
 )
+has_line = "LINE" in os.environ
 _numbers = itertools.count()
 
 
