@@ -184,9 +184,6 @@ class Cron(Scheduler):
 
 _ALL = (Systemd, Launchd, Cron)
 
-#: The names that `--scheduler` takes.
-NAMES = tuple(kind.name for kind in _ALL)
-
 
 def choose(name: str | None) -> Scheduler:
     """The scheduler of that name, else the first that is there.
