@@ -20,7 +20,9 @@ from hindsight_exec.conversation.times import parse_local
 from .console import USAGE, note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    Option = tuple[str, dict[str, Any]]
 
 
 class _Help(argparse.HelpFormatter):
@@ -74,27 +76,43 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
+def option(name: str, help_: str, **settings: Any) -> Option:
+    """An argument, with what argparse's ``add_argument`` takes."""
+    return name, {"help": help_, **settings}
+
+
+def flag(name: str, help_: str) -> Option:
+    return option(name, help_, action="store_true")
+
+
 def add_command(
     commands: argparse._SubParsersAction[Parser],
     name: str,
     target: str,
     help_: str,
-    parents: Sequence[Parser],
+    options: Iterable[Option | list[Option]],
     description: str = "",
     *,
-    examples: Sequence[str],
+    examples: Iterable[str],
     more: str = "",
-) -> Parser:
-    """A command that calls ``target``, ``<module>:<function>``, imported when it is called."""
+) -> None:
+    """Add a command that calls ``target``, ``<module>:<function>``, imported when it is called.
+
+    Of options in a list of their own, the user may give only one.
+    """
     lines = [*(f"hindsight-exec {example}" for example in examples), *filter(None, [more])]
     listed: dict[str, Any] = {"help": help_} if help_ else {}  # else the list does not show it
     parser = commands.add_parser(
         name,
         **listed,
-        parents=parents,
         description=description or f"{help_.capitalize()}.",
         epilog="\n  ".join(["examples:", *lines]) + "\n",
     )
+    for entry in options:
+        group = entry if isinstance(entry, list) else [entry]
+        place = parser.add_mutually_exclusive_group() if isinstance(entry, list) else parser
+        for argument, settings in group:
+            place.add_argument(argument, **settings)
     module, _, function = target.partition(":")
 
     def run(args: argparse.Namespace) -> int:
@@ -103,15 +121,6 @@ def add_command(
         return status
 
     parser.set_defaults(run=run)
-    return parser
-
-
-def shared(*options: tuple[str, dict[str, Any]]) -> Parser:
-    """Options that several commands have: a parent of their parsers."""
-    parser = Parser(add_help=False)
-    for name, settings in options:
-        parser.add_argument(name, **settings)
-    return parser
 
 
 def number(
@@ -144,16 +153,18 @@ def text(value: str) -> str:
             f"invalid value {value!r}: not UTF-8, and this locale has no other encoding for it;"
             " set LC_ALL"
         ) from None
-    if not value.strip():
-        raise argparse.ArgumentTypeError("must not be empty")
-    return value
+    return _not_empty(value)
 
 
 def folder(value: str) -> Path:
     """The type of an argument that is a directory, in the bytes that were typed."""
+    return Path(_not_empty(value))
+
+
+def _not_empty(value: str) -> str:
     if not value.strip():
         raise argparse.ArgumentTypeError("must not be empty")
-    return Path(value)
+    return value
 
 
 _UNITS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}

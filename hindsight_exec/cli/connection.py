@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Awaitable, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, TypeVar
 
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import lease
-from hindsight_exec.errors import ConfigError, Rejected, Starting
+from hindsight_exec.errors import ConfigError, OutboxFull, Rejected, Starting
 from hindsight_exec.hermes import embedded
 
-from .console import Progress, note, without_warnings
+from .console import KEY_REFUSED, OK, UNDONE, UNREACHABLE, Progress, note, without_warnings
 from .interrupts import check
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def probe(settings: Settings, timeout: float) -> None:
     while True:
         try:
             with without_warnings(errors=True):
-                ask(settings, look)
+                return ask(settings, look)
         except Starting as error:
             if time.monotonic() >= deadline:
                 raise
@@ -72,8 +72,16 @@ def probe(settings: Settings, timeout: float) -> None:
                 note("Hindsight's daemon is starting; the first time takes minutes")
             noted = True
             time.sleep(error.retry_after or LOOK)
-        else:
-            return
+
+
+def put_patiently(writer: RetainWriter, past: Any, **about: Any) -> None:
+    """``writer.put_conversation``, which waits while the outbox is full, and ends by a signal."""
+    while True:
+        check()
+        try:
+            return writer.put_conversation(past, **about)
+        except OutboxFull:
+            writer.flush(LOOK)  # the server takes more than the disk does
 
 
 def until_stored(
@@ -103,3 +111,12 @@ def until_stored(
             return False
         progress.update(before + counters.own_completed, before + given, counters.last_error)
     return done == [True]
+
+
+def outcome(*, refused: bool, arrived: bool, complete: bool) -> int:
+    """The exit status of a command that stores turns."""
+    if refused:
+        return KEY_REFUSED
+    if not arrived:
+        return UNREACHABLE
+    return OK if complete else UNDONE

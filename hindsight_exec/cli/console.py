@@ -13,9 +13,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from hindsight_exec.errors import ConfigError
 
+if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from typing_extensions import Self
 
@@ -135,16 +135,16 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
         say("  ".join(cells).rstrip())
 
 
-def agreed(question: str, *, yes: bool) -> bool:
+def agreed(question: str, *, yes: bool, unasked: str) -> bool:
     """Whether the user agrees; ``yes`` agrees beforehand.
 
     Raises:
-        EOFError: Nobody can be asked here.
+        ConfigError: Nobody can be asked here; ``unasked`` is the message.
     """
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise EOFError
+        raise ConfigError(unasked)
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -160,33 +160,21 @@ class Progress:
 
     def __enter__(self) -> Self:
         if is_rich() and importlib.util.find_spec("rich") is not None:
-            from rich.console import Console  # noqa: PLC0415 - an extra, and slow to import
-            from rich.progress import (  # noqa: PLC0415
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
+            from rich import console, progress  # noqa: PLC0415 - an extra, and slow to import
 
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                console=console.Console(stderr=True),
                 transient=True,
             )
             self._bar.start()
             self._bar.add_task(self._what, total=None)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
 from hindsight_exec.conversation.turns import identifier
 from hindsight_exec.errors import ConfigError, HindsightExecError
@@ -31,10 +31,6 @@ class Entry:
     name: str
     path: Path
     row: dict[str, Any]
-
-    @property
-    def number(self) -> int:
-        return int(self.row["id"])
 
 
 def entries(places: list[Path]) -> Iterator[Entry]:
@@ -72,10 +68,10 @@ def _list(args: argparse.Namespace, none: str, states: tuple[str, ...]) -> int:
         rows = [("ID", "STATE", "AGE", "TURNS", "BANK", "SESSION", "CONTENT")]
         for entry in found:
             row = entry.row
-            about = row["error"] or _first_words(row["content"])
+            about = row["error"] or next(iter(_messages(row["content"])), "")
             cells = (entry.name, row["state"], duration(time.time() - row["given_at"]))
-            turns = str(row["turns"])
-            rows.append((*cells, turns, row["bank"], _cut(row["session"]), _cut(about)))
+            what = (str(row["turns"]), row["bank"], _cut(row["session"]), _cut(about))
+            rows.append((*cells, *what))
         table(rows, right=(2, 3))
     return OK
 
@@ -102,20 +98,15 @@ def outbox_purge(args: argparse.Namespace) -> int:
     """Erase queued turns and dead letters for good."""
     places = folders(args.state)
     what = f"session {args.session!r}" if args.session else "all sessions"
-    try:
-        if not agreed(f"Erase the queued turns and dead letters of {what}?", yes=args.yes):
-            return UNDONE
-    except EOFError:
-        raise ConfigError("no terminal to ask on; use --yes to erase without a question") from None
+    question = f"Erase the queued turns and dead letters of {what}?"
+    unasked = "no terminal to ask on; use --yes to erase without a question"
+    if not agreed(question, yes=args.yes, unasked=unasked):
+        return UNDONE
     session = identifier(args.session) if args.session else None
-    erased = removed = 0
-    missed = []
+    paths = [path for folder in places for path in spool.files(folder)]
+    erased, missed = _change_owned(paths, lambda _, outbox: outbox.purge(session))
+    removed = 0
     for folder in places:
-        for path in spool.files(folder):
-            try:
-                erased += _owned(path, lambda outbox: outbox.purge(session))
-            except HindsightExecError as error:
-                missed.append(str(error))
         aside = spool.aside(folder)
         if aside and session is None:
             for path in aside:
@@ -128,52 +119,51 @@ def outbox_purge(args: argparse.Namespace) -> int:
                 f"{counted(len(aside), 'file')} set aside in {folder} may also hold turns of this"
                 " session; a purge without --session erases them"
             )
-    if args.json:
-        return _report_json({"erased": erased, "files_set_aside": removed}, missed)
-    if removed:
+    if removed and not args.json:
         note(f"erased {counted(removed, 'file')} that had been set aside")
-    say(f"{counted(erased, 'turn')} erased")
-    return _report(missed)
+    result = {"erased": erased, "files_set_aside": removed}
+    return _report(args, result, f"{counted(erased, 'turn')} erased", missed)
 
 
 def dead_retry(args: argparse.Namespace) -> int:
-    count, missed = _dead(args, lambda outbox, numbers: outbox.requeue(numbers))
-    if args.json:
-        return _report_json({"revived": count}, missed)
-    say(f"{counted(count, 'dead letter')} queued again")
-    if count:
-        note(f"the next start sends them; '{advice('flush')}' sends them now")
-    return _report(missed)
+    count, missed = _change_dead(args, lambda outbox, numbers: outbox.requeue(numbers))
+    now = [f"the next start sends them; '{advice('flush')}' sends them now"] if count else []
+    said = f"{counted(count, 'dead letter')} queued again"
+    return _report(args, {"revived": count}, said, missed, now)
 
 
 def dead_discard(args: argparse.Namespace) -> int:
-    count, missed = _dead(args, lambda outbox, numbers: outbox.discard(numbers))
-    if args.json:
-        return _report_json({"erased": count}, missed)
-    say(f"{counted(count, 'dead letter')} erased")
-    return _report(missed)
+    count, missed = _change_dead(args, lambda outbox, numbers: outbox.discard(numbers))
+    return _report(args, {"erased": count}, f"{counted(count, 'dead letter')} erased", missed)
 
 
-def _dead(
+def _change_dead(
     args: argparse.Namespace, change: Callable[[Outbox, list[int]], int]
 ) -> tuple[int, list[str]]:
     """Change the named dead letters, or all: how many were changed, and what went wrong."""
     if bool(args.ids) == args.all:
         raise ConfigError(f"name dead letters (see '{advice('dead list')}'), or use --all")
     found = [entry for entry in entries(folders(args.state)) if entry.row["state"] == "dead"]
-    chosen = found if args.all else [_named(name, found) for name in args.ids]
-    count = 0
-    missed = []
-    for path in dict.fromkeys(entry.path for entry in chosen):
-        numbers = [entry.number for entry in chosen if entry.path == path]
+    numbers: dict[Path, list[int]] = {}
+    for entry in found if args.all else [_named(name, found) for name in args.ids]:
+        numbers.setdefault(entry.path, []).append(int(entry.row["id"]))
+    return _change_owned(numbers, lambda path, outbox: change(outbox, numbers[path]))
+
+
+def _change_owned(
+    paths: Iterable[Path], change: Callable[[Path, Outbox], int]
+) -> tuple[int, list[str]]:
+    """Change files that no running process owns: how many entries, and what went wrong."""
+    count, missed = 0, []
+    for path in paths:
         try:
-            count += _owned(path, lambda outbox, numbers=numbers: change(outbox, numbers))  # type: ignore[misc]
+            count += _owned(path, change)
         except HindsightExecError as error:
             missed.append(str(error))
     return count, missed
 
 
-def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
+def _owned(path: Path, change: Callable[[Path, Outbox], int]) -> int:
     """Change a file while we own it, and remove it if it is empty then.
 
     Raises:
@@ -188,28 +178,32 @@ def _owned(path: Path, change: Callable[[Outbox], int]) -> int:
     empty = False
     try:
         with contextlib.closing(Outbox(path)) as outbox:
-            count = change(outbox)
+            count = change(path, outbox)
             empty = outbox.is_empty()
     finally:
         claim.release(remove=empty)
     return count
 
 
-def _report_json(result: dict[str, Any], problems: list[str]) -> int:
-    say_json({**result, "errors": problems})
-    return UNDONE if problems else OK
-
-
-def _report(problems: list[str]) -> int:
-    for problem in problems:
-        note(problem)
+def _report(
+    args: argparse.Namespace,
+    result: dict[str, int],
+    said: str,
+    problems: list[str],
+    notes: Sequence[str] = (),
+) -> int:
+    if args.json:
+        say_json({**result, "errors": problems})
+    else:
+        say(said)
+        for text in (*notes, *problems):
+            note(text)
     return UNDONE if problems else OK
 
 
 def _named(name: str, found: list[Entry]) -> Entry:
-    for entry in found:
-        if entry.name == name:
-            return entry
+    with contextlib.suppress(StopIteration):
+        return next(entry for entry in found if entry.name == name)
     raise ConfigError(f"no entry {name!r}; run '{advice('outbox list')}' to see the ids")
 
 
@@ -220,10 +214,6 @@ def _messages(content: str) -> list[str]:
         return [str(message["content"]) for message in messages]
     except (ValueError, TypeError, KeyError):
         return [content]
-
-
-def _first_words(content: str) -> str:
-    return next(iter(_messages(content)), "")
 
 
 def _cut(text: str) -> str:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
@@ -95,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
             [_Trial(kind, one, args.turns, server, folder, processes) for one in ENDINGS]
             for kind in _COLUMNS
         ]
-        list(lanes.map(_run_with_server, columns))
+        list(lanes.map(partial(_end_trials, with_server=True), columns))
         server.stop()
-        list(lanes.map(_run_without_server, columns))
+        list(lanes.map(partial(_end_trials, with_server=False), columns))
         server.start()
         outcomes = dict(zip(_COLUMNS, lanes.map(_outcomes, columns)))
     ours = outcomes["ours"]
@@ -125,15 +126,9 @@ def _show(outcomes: dict[str, list[Outcome]]) -> None:
         say(coloured("hindsight-exec stored every accepted turn once.", "green"))
 
 
-def _run_with_server(trials: list[_Trial]) -> None:
+def _end_trials(trials: list[_Trial], *, with_server: bool) -> None:
     for trial in trials:
-        if trial.ending.server:
-            trial.end()
-
-
-def _run_without_server(trials: list[_Trial]) -> None:
-    for trial in trials:
-        if not trial.ending.server:
+        if trial.ending.server == with_server:
             trial.end()
 
 
@@ -164,17 +159,14 @@ class _Processes:
         """A process, ended with the block; None once the demo is left."""
         with self._lock:
             process = None if self._left else _start(command)
-            if process is not None:
-                self._running.add(process)
-        if process is None:
-            yield None
-            return
+            self._running |= {process} if process else set()
         try:
             yield process
         finally:
-            with self._lock:
-                self._running.discard(process)
-            _end(process)
+            if process is not None:
+                with self._lock:
+                    self._running.discard(process)
+                _end(process)
 
 
 class _Server:
@@ -286,13 +278,16 @@ async def _stored(url: str, session: str) -> list[str]:
 
 def _start(command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """A process that Ctrl-C at our terminal does not reach; we end it ourselves."""
+    # Without the user's configuration: the demo talks to its own server only.
+    user = ("HINDSIGHT_", "HERMES_")
+    environment = {name: one for name, one in os.environ.items() if not name.startswith(user)}
     return subprocess.Popen(  # noqa: S603 - our own program
         command,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # an exit without us is loud
         text=True,
-        env=_environment(),
+        env=environment,
         start_new_session=True,
     )
 
@@ -307,12 +302,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
-
-
-def _environment() -> dict[str, str]:
-    """Our environment without the user's configuration: the demo talks to its own server only."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HINDSIGHT_", "HERMES_"))
-    }

@@ -10,24 +10,22 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 from hindsight_exec.conversation.turns import identifier, turn
 from hindsight_exec.delivery.schedule import Hold, chunks, documents
 from hindsight_exec.delivery.writer import RetainWriter
-from hindsight_exec.errors import ConfigError, OutboxFull, Rejected
+from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes import embedded, host
 from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, shown_of, when
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
 from hindsight_exec.settings.folders import default_hermes_home
 
-from .connection import LOOK, ask, probe, until_stored
+from .connection import ask, outcome, probe, put_patiently, until_stored
 from .console import (
-    KEY_REFUSED,
     OK,
     UNDONE,
-    UNREACHABLE,
     Progress,
     agreed,
     counted,
@@ -108,13 +106,9 @@ def run(args: argparse.Namespace) -> int:
             return OK
         if not args.yes:
             _show(plans, args, settings, to_ask=True)
-        try:
-            if not agreed(f"Import {counted(len(due), 'session')}?", yes=args.yes):
-                return UNDONE
-        except EOFError:
-            raise ConfigError(
-                "no terminal to ask on; use --yes to import without a question"
-            ) from None
+        unasked = "no terminal to ask on; use --yes to import without a question"
+        if not agreed(f"Import {counted(len(due), 'session')}?", yes=args.yes, unasked=unasked):
+            return UNDONE
         return _import(due, plans, journal, settings, state, args)
 
 
@@ -200,11 +194,7 @@ def _import(
     if counters.own_dead:
         dead = counted(counters.own_dead, "turn")
         note(f"the server refused {dead}; run '{advice('dead list')}' to see them")
-    if refused:
-        return KEY_REFUSED
-    if not arrived:
-        return UNREACHABLE
-    return UNDONE if counters.own_dead else OK
+    return outcome(refused=refused, arrived=arrived, complete=not counters.own_dead)
 
 
 def _messages(
@@ -229,23 +219,17 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
             messages.append((given, when(one) or now.timestamp()))
             # Without the zone: documents are named by these, wherever an import runs.
             originals.append(_messages(one, settings, now))
-    while True:
-        try:
-            writer.put_conversation(
-                messages,
-                session=identity.session,
-                bank=identity.bank(settings),
-                context=settings.retain_context,
-                tags=identity.tags(settings),
-                metadata=identity.metadata(settings),
-                observation_scopes=settings.observation_scopes,
-                originals=originals,
-            )
-        except OutboxFull:
-            writer.flush(LOOK)  # the server takes more than the disk does
-            check()
-        else:
-            return
+    put_patiently(
+        writer,
+        messages,
+        session=identity.session,
+        bank=identity.bank(settings),
+        context=settings.retain_context,
+        tags=identity.tags(settings),
+        metadata=identity.metadata(settings),
+        observation_scopes=settings.observation_scopes,
+        originals=originals,
+    )
 
 
 def _show(
@@ -259,24 +243,19 @@ def _show(
     chosen = [plan for plan in plans if plan.due or plan.state == "imported"]
     turns = sum(len(plan.past.turns) for plan in chosen)
     if args.json and not to_ask:
-        say_json(
+        sessions = [
             {
-                "sessions": [
-                    {
-                        "session": plan.past.identity.session,
-                        "title": plan.past.title,
-                        "state": plan.state,
-                        "turns": len(plan.past.turns),
-                        "characters": plan.chars,
-                        "extractions": plan.extractions(settings),
-                        "last_at": plan.past.last_at,
-                    }
-                    for plan in plans
-                ],
-                "turns": turns,
-                "stored": stored,
+                "session": plan.past.identity.session,
+                "title": plan.past.title,
+                "state": plan.state,
+                "turns": len(plan.past.turns),
+                "characters": plan.chars,
+                "extractions": plan.extractions(settings),
+                "last_at": plan.past.last_at,
             }
-        )
+            for plan in plans
+        ]
+        say_json({"sessions": sessions, "turns": turns, "stored": stored})
         return
     if stored is not None:
         say(f"{stored} of {counted(turns, 'turn')} stored")
@@ -321,19 +300,15 @@ class _Journal:
         if not spool.try_lock(self._file.fileno()):
             self._file.close()
             raise ConfigError(f"another import runs: {self._path} is locked")
-        for url, bank, session, state in self._lines():
-            self._known[url, bank, session] = state
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def _lines(self) -> Iterator[list[str]]:
         for line in self._file:
             with contextlib.suppress(ValueError):  # the last line of a killed process
                 value = json.loads(line)
                 if isinstance(value, list) and len(value) == 4:
-                    yield value
+                    self._known[value[0], value[1], value[2]] = value[3]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
 
     def state(self, past: PastSession) -> str:
         """`done`, `begun`, or nothing."""

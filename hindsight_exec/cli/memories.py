@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import uuid
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from hindsight_exec.conversation.times import parse_iso
 from hindsight_exec.conversation.turns import identifier
@@ -15,7 +16,7 @@ from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes.forget import delete
 
 from .connection import ask, probe
-from .console import OK, UNDONE, USAGE, agreed, counted, note, plain, say, say_json, table
+from .console import OK, UNDONE, agreed, counted, note, plain, say, say_json, table
 from .targets import chosen_settings, folder
 
 if TYPE_CHECKING:
@@ -61,12 +62,7 @@ def search(args: argparse.Namespace) -> int:
             settings.bank_id, args.query, tags=tags or None, tags_match=match
         )
 
-    try:
-        found = ask(settings, recall)
-    except Rejected as error:
-        if error.status != 404:
-            raise
-        found = []
+    found = _ask(settings, recall)
     if args.json:
         say_json(found)
     else:
@@ -118,12 +114,9 @@ def forget(args: argparse.Namespace) -> int:
         note(f"{counted(len(documents), 'document')} would be deleted")
         return OK
     question = f"Delete {counted(len(documents), 'document')} and all memories drawn from them?"
-    try:
-        if not agreed(question, yes=args.yes):
-            return UNDONE
-    except EOFError:
-        note("nothing was deleted; use --yes to delete without asking")
-        return USAGE
+    unasked = "nothing was deleted; use --yes to delete without asking"
+    if not agreed(question, yes=args.yes, unasked=unasked):
+        return UNDONE
     names = [one["id"] for one in documents]
     count = ask(settings, lambda client: delete(client, settings.bank_id, names))
     say(f"{count} of {counted(len(names), 'document')} deleted")
@@ -141,6 +134,18 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _tags(args: argparse.Namespace) -> list[str]:
     sessions = [f"session:{identifier(args.session)}"] if args.session else []
     return [identifier(tag) for tag in (*sessions, *(args.tag or ()))]
+
+
+def _ask(
+    settings: Settings, call: Callable[[HindsightClient], Awaitable[list[dict[str, Any]]]]
+) -> list[dict[str, Any]]:
+    """What the server lists; nothing where there is no such bank."""
+    try:
+        return ask(settings, call)
+    except Rejected as error:
+        if error.status != 404:
+            raise
+        return []
 
 
 def _documents(settings: Settings, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -162,12 +167,7 @@ def _documents(settings: Settings, args: argparse.Namespace) -> list[dict[str, A
             if not page["items"] or len(found) >= page["total"]:
                 return found
 
-    try:
-        found = ask(settings, pages)
-    except Rejected as error:
-        if error.status != 404:
-            raise
-        return []  # there is no such bank
+    found = _ask(settings, pages)
     since, until = args.since or 0.0, args.until or float("inf")
     chosen = [one for one in found if since <= _said_at(one).timestamp() < until]
     return sorted(chosen, key=lambda one: (_said_at(one), one["id"]))
@@ -175,14 +175,11 @@ def _documents(settings: Settings, args: argparse.Namespace) -> list[dict[str, A
 
 def _said_at(document: dict[str, Any]) -> datetime:
     """When its first turn was given, which our ids tell; else when the server stored it."""
-    try:
+    at = datetime.fromtimestamp(0, timezone.utc)
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        at = parse_iso(str(document.get("created_at"))).astimezone()
+    with contextlib.suppress(ValueError, OverflowError, OSError):
         name = uuid.UUID(document["id"].rpartition("/")[2])
         if name.version == 7:
-            return datetime.fromtimestamp((name.int >> 80) / 1000, timezone.utc).astimezone()
-        return parse_iso(str(document.get("created_at"))).astimezone()
-    except (ValueError, OverflowError, OSError):
-        pass
-    try:
-        return parse_iso(str(document.get("created_at"))).astimezone()
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0, timezone.utc)
+            at = datetime.fromtimestamp((name.int >> 80) / 1000, timezone.utc).astimezone()
+    return at

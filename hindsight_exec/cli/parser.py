@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, folder, number, seconds, shared, text
-from .memories_arguments import add_memories
+from .arguments import Parser, add_command, date, flag, folder, number, option, seconds, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .arguments import Option
 
     Commands = argparse._SubParsersAction[Parser]
 
@@ -31,24 +32,33 @@ environment:
   NO_COLOR  turn off colours and the progress bar
 """
 
-_JSON = ("--json", {"action": "store_true", "help": "print JSON"})
-_STATE = (
+_JSON = flag("--json", "print JSON")
+_STATE = option(
     "--state",
-    {
-        "type": folder,
-        "metavar": "DIR",
-        "help": "state directory (default: HINDSIGHT_EXEC_STATE, else the user's and Hermes' own)",
-    },
+    "state directory (default: HINDSIGHT_EXEC_STATE, else the user's and Hermes' own)",
+    type=folder,
+    metavar="DIR",
 )
-_YES = {"action": "store_true", "help": "do not ask for confirmation"}
+_COMMON = (_STATE, _JSON)
+_SERVER = (
+    option("--url", "server to use (default: the configured one)", type=text),
+    option(
+        "--api-key",
+        "its API key; other users can see it in the process list, so prefer HINDSIGHT_API_KEY",
+        metavar="KEY",
+    ),
+    option("--bank", "memory bank", type=text, metavar="BANK"),
+)
+_YES = flag("--yes", "do not ask for confirmation")
 
 
-def _timeout(help_: str) -> tuple[str, dict[str, Any]]:
+def _timeout(meaning: str) -> Option:
     kind = number(float, 0)
-    return (
-        "--timeout",
-        {"type": kind, "default": 60.0, "metavar": "SECONDS", "help": f"{help_} (default 60)"},
-    )
+    help_ = f"{meaning} (default 60)"
+    return option("--timeout", help_, type=kind, default=60.0, metavar="SECONDS")
+
+
+_PATIENCE = _timeout("give up after SECONDS without progress; the rest stays on disk")
 
 
 def make_parser(argv: Sequence[str], program: str = "hindsight-exec") -> Parser:
@@ -60,51 +70,16 @@ def make_parser(argv: Sequence[str], program: str = "hindsight-exec") -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"hindsight-exec {__version__}")
     commands = parser.add_subparsers(dest="command")
-    json, state = shared(_JSON), shared(_STATE)
-    patience = shared(_timeout("give up after SECONDS without progress; the rest stays on disk"))
-    server = shared(
-        ("--url", {"type": text, "help": "server to use (default: the configured one)"}),
-        (
-            "--api-key",
-            {
-                "metavar": "KEY",
-                "help": "its API key; other users can see it in the process list, so prefer"
-                " HINDSIGHT_API_KEY",
-            },
-        ),
-        ("--bank", {"type": text, "metavar": "BANK", "help": "memory bank"}),
-    )
-    _add_demo(commands, json)
-    _add_retain(commands, [server, state, json, patience])
+    _add_demo(commands)
+    _add_retain(commands)
     _add_serve(commands)
-    _add_import(commands, [state, json, patience])
-    _add_status(commands, [state, json])
-    _add_dead_letters(commands, [state, json])
-    _add_service(commands, state, json)
-    add_memories(commands, [server, state, json])
-    add_command(
-        commands,
-        "doctor",
-        "doctor:run",
-        "check the state directory, the server and the key",
-        [server, state, json],
-        "Each check that fails comes with its remedy.",
-        examples=["doctor", "doctor --url http://localhost:8888"],
-    )
-    completion = add_command(
-        commands,
-        "completion",
-        "completion:run",
-        "print a shell's completion script",
-        [],
-        "For bash, add it to the start file; zsh and fish read a file of their own.",
-        examples=[
-            "completion zsh > ~/.zfunc/_hindsight-exec",
-            "completion fish > ~/.config/fish/completions/hindsight-exec.fish",
-        ],
-        more='eval "$(hindsight-exec completion bash)"   # in ~/.bashrc',
-    )
-    completion.add_argument("shell", metavar="SHELL", help="bash, zsh, fish, tcsh or powershell")
+    _add_import(commands)
+    _add_status_and_flush(commands)
+    _add_outbox(commands)
+    _add_dead(commands)
+    _add_service(commands)
+    _add_memories(commands)
+    _add_doctor_and_completion(commands)
     hermes = commands.add_parser("hermes", help="install into Hermes, or uninstall")
     if argv[:1] in (["hermes"], ["completion"]):  # other commands need not import it
         module = import_module("hindsight_exec.hermes.install")
@@ -114,271 +89,182 @@ def make_parser(argv: Sequence[str], program: str = "hindsight-exec") -> Parser:
     return parser
 
 
-def _add_demo(commands: Commands, json: Parser) -> None:
-    demo = add_command(
-        commands,
-        "demo",
-        "demo:run",
-        "show which turns survive the end of a process",
-        [json],
+# fmt: off
+def _add_doctor_and_completion(commands: Commands) -> None:
+    add_command(commands, "doctor", "doctor:run", "check the state directory, the server and the key",
+        [*_SERVER, *_COMMON],
+        "Each check that fails comes with its remedy.",
+        examples=["doctor", "doctor --url http://localhost:8888"])
+    add_command(commands, "completion", "completion:run", "print a shell's completion script",
+        [option("shell", "bash, zsh, fish, tcsh or powershell", metavar="SHELL")],
+        "For bash, add it to the start file; zsh and fish read a file of their own.",
+        examples=["completion zsh > ~/.zfunc/_hindsight-exec", "completion fish > ~/.config/fish/completions/hindsight-exec.fish"],
+        more='eval "$(hindsight-exec completion bash)"   # in ~/.bashrc')
+
+
+def _add_demo(commands: Commands) -> None:
+    add_command(commands, "demo", "demo:run", "show which turns survive the end of a process",
+        [_JSON, option("--turns", "turns for each process (default 50)", type=number(int, 1), default=50, metavar="N")],
         "Processes accept turns and end in five ways, with hindsight-exec and with a plain"
         " ThreadPoolExecutor. The demo needs no configuration and leaves nothing behind.",
-        examples=["demo", "demo --turns 300"],
-    )
-    demo.add_argument(
-        "--turns",
-        type=number(int, 1),
-        default=50,
-        metavar="N",
-        help="turns for each process (default 50)",
-    )
+        examples=["demo", "demo --turns 300"])
 
 
-def _add_retain(commands: Commands, parents: list[Parser]) -> None:
-    retain = add_command(
-        commands,
-        "retain",
-        "retain:run",
-        "store a transcript in a bank",
-        parents,
+def _add_retain(commands: Commands) -> None:
+    add_command(commands, "retain", "retain:run", "store a transcript in a bank",
+        [
+            *(*_SERVER, *_COMMON, _PATIENCE),
+            option("file", "transcript; - reads standard input", metavar="FILE"),
+            option("--session", "session (default: the file's name)", type=text, metavar="ID"),
+            option("--context", "tell the server what the content is", type=text, metavar="TEXT"),
+        ],
         "FILE is JSON Lines of OpenAI-style messages (role, content as text or parts, optionally"
         " timestamp), or one JSON list of them. User and assistant messages are paired to turns;"
         " tool calls, their results and system messages are left out. Where no server is"
         " configured, the embedded one runs for the time of the command.",
-        examples=["retain talk.jsonl --bank notes", "retain - --session call-7 < talk.jsonl"],
-    )
-    retain.add_argument("file", metavar="FILE", help="transcript; - reads standard input")
-    retain.add_argument(
-        "--session", type=text, metavar="ID", help="session (default: the file's name)"
-    )
-    retain.add_argument(
-        "--context", type=text, metavar="TEXT", help="tell the server what the content is"
-    )
+        examples=["retain talk.jsonl --bank notes", "retain - --session call-7 < talk.jsonl"])
 
 
 def _add_serve(commands: Commands) -> None:
-    serve = add_command(
-        commands,
-        "serve",
-        "serve:run",
-        "run the embedded server",
-        [],
+    add_command(commands, "serve", "serve:run", "run the embedded server",
+        [
+            option("--host", "address to listen on (default 127.0.0.1)", default="127.0.0.1"),
+            option("--port", "port (default 8888); 0 takes a free one", type=number(int, 0, 65535), default=8888),
+            [
+                option("--data", "data directory", type=folder, metavar="DIR"),
+                flag("--memory", "keep the data in memory only"),
+            ],
+            option("--api-key", "require this key in every request", metavar="KEY"),
+            option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
+            flag("--until-eof", argparse.SUPPRESS),
+        ],
         "A Hindsight-compatible server in one process and one file, for trying things out, for"
         " tests and for offline work. It is not the memory engine: it stores what it is given and"
         " finds it by its words.",
-        examples=["serve", "serve --port 0 --memory"],
-    )
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)"
-    )
-    serve.add_argument(
-        "--port",
-        type=number(int, 0, 65535),
-        default=8888,
-        help="port (default 8888); 0 takes a free one",
-    )
-    place = serve.add_mutually_exclusive_group()
-    place.add_argument("--data", type=folder, metavar="DIR", help="data directory")
-    place.add_argument("--memory", action="store_true", help="keep the data in memory only")
-    serve.add_argument("--api-key", metavar="KEY", help="require this key in every request")
-    serve.add_argument(
-        "--latency",
-        type=number(float, 0),
-        default=0.0,
-        metavar="SECONDS",
-        help="delay every request by SECONDS",
-    )
-    serve.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
+        examples=["serve", "serve --port 0 --memory"])
 
 
-def _add_import(commands: Commands, parents: list[Parser]) -> None:
-    sources = commands.add_parser("import", help="retain past conversations").add_subparsers(
-        metavar="SOURCE"
-    )
-    hermes = add_command(
-        sources,
-        "hermes",
-        "import_hermes:run",
-        "retain past sessions of Hermes, each once",
-        parents,
+def _add_import(commands: Commands) -> None:
+    group = commands.add_parser("import", help="retain past conversations")
+    sources = group.add_subparsers(metavar="SOURCE")
+    add_command(sources, "hermes", "import_hermes:run", "retain past sessions of Hermes, each once",
+        [
+            *(*_COMMON, _PATIENCE),
+            option("--home", "Hermes' folder (default: HERMES_HOME)", type=folder, metavar="DIR"),
+            option("--session", "import this session; may be repeated", type=text, metavar="ID", action="append"),
+            option("--since", "import sessions used since DATE (ISO 8601)", type=date, metavar="DATE"),
+            flag("--dry-run", "show the plan and stop"),
+            _YES,
+        ],
         "Reads Hermes' state.db without changing it. Skips sessions that already have documents in"
         " the bank, and those used in the last hour, which may still go on. An interrupted import"
         " resumes where it stopped. Shows its plan first, and asks.",
-        examples=["import hermes --dry-run", "import hermes --since 2026-01-01 --yes"],
-    )
-    hermes.add_argument(
-        "--home", type=folder, metavar="DIR", help="Hermes' folder (default: HERMES_HOME)"
-    )
-    hermes.add_argument(
-        "--session",
-        type=text,
-        metavar="ID",
-        action="append",
-        help="import this session; may be repeated",
-    )
-    hermes.add_argument(
-        "--since", type=date, metavar="DATE", help="import sessions used since DATE (ISO 8601)"
-    )
-    hermes.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    hermes.add_argument("--yes", **_YES)  # type: ignore[arg-type]
+        examples=["import hermes --dry-run", "import hermes --since 2026-01-01 --yes"])
 
 
-def _add_status(commands: Commands, parents: list[Parser]) -> None:
-    status = add_command(
-        commands,
-        "status",
-        "status:run",
-        "show queued turns, and why they wait",
-        parents,
+def _add_status_and_flush(commands: Commands) -> None:
+    add_command(commands, "status", "status:run", "show queued turns, and why they wait",
+        [
+            *_COMMON,
+            option("--watch", "refresh every SECONDS (default 2), until Ctrl-C",
+                type=number(float, 0.1), nargs="?", const=2.0, metavar="SECONDS"),
+            flag("--check", "exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable"),
+            option("--max-age", "for --check: 90s, 15min, 1h, 2d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
+            flag("--prometheus", "print metrics in Prometheus' text format"),
+        ],
         "Waiting turns are on disk and not yet with the server. The server is processing accepted"
         " ones, and refused dead ones.",
-        examples=[
-            "status",
-            "status --watch",
-            "status --json | jq .waiting",
-            "status --check --max-age 15min",
-        ],
-    )
-    status.add_argument(
-        "--watch",
-        type=number(float, 0.1),
-        nargs="?",
-        const=2.0,
-        metavar="SECONDS",
-        help="refresh every SECONDS (default 2), until Ctrl-C",
-    )
-    status.add_argument(
-        "--check",
-        action="store_true",
-        help="exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable",
-    )
-    status.add_argument(
-        "--max-age",
-        type=seconds,
-        default=3600.0,
-        metavar="SPAN",
-        help="for --check: 90s, 15min, 1h, 2d (default 1h)",
-    )
-    status.add_argument(
-        "--prometheus",
-        action="store_true",
-        help="print metrics in Prometheus' text format",
-    )
-    add_command(
-        commands,
-        "flush",
-        "flush:run",
-        "deliver the turns that ended processes left",
-        [*parents, shared(_timeout("wait for SECONDS at most"))],
+        examples=["status", "status --watch", "status --json | jq .waiting", "status --check --max-age 15min"])
+    add_command(commands, "flush", "flush:run", "deliver the turns that ended processes left",
+        [*_COMMON, _timeout("wait for SECONDS at most")],
         "Suits timers: see 'service install'. The exit status is 0 when nothing is left to deliver; what"
         " a running process holds, that process delivers.",
-        examples=["flush", "flush --timeout 600"],
-    )
+        examples=["flush", "flush --timeout 600"])
 
 
-def _add_service(commands: Commands, state: Parser, json: Parser) -> None:
+def _add_service(commands: Commands) -> None:
     service = commands.add_parser(
         "service", help="deliver every few minutes what ended processes left"
     ).add_subparsers()
-    install = add_command(
-        service,
-        "install",
-        "service:install",
-        "run 'flush' every few minutes",
-        [state],
+    scheduler = option("--scheduler", "scheduler to use (default: the first that is there)",
+        choices=("systemd", "launchd", "cron"))
+    add_command(service, "install", "service:install", "run 'flush' every few minutes",
+        [
+            _STATE,
+            option("--every", "90s, 15min, 1h, 2d (default 5min)", type=seconds, default=300.0, metavar="SPAN"),
+            flag("--dry-run", "show what would be registered"),
+            scheduler,
+        ],
         "Uses a systemd user timer, launchd or cron. Copies the configuration of this shell, with"
         " the API key, to a file that only you can read: a scheduler does not have it.",
-        examples=["service install", "service install --every 1h --dry-run"],
-    )
-    install.add_argument(
-        "--every",
-        type=seconds,
-        default=300.0,
-        metavar="SPAN",
-        help="90s, 15min, 1h, 2d (default 5min)",
-    )
-    install.add_argument("--dry-run", action="store_true", help="show what would be registered")
-    uninstall = add_command(
-        service,
-        "uninstall",
-        "service:uninstall",
-        "undo 'service install'; turns stay on disk",
-        [],
-        examples=["service uninstall"],
-    )
-    for command in (install, uninstall):
-        command.add_argument(
-            "--scheduler",
-            choices=("systemd", "launchd", "cron"),
-            help="scheduler to use (default: the first that is there)",
-        )
-    add_command(
-        service,
-        "status",
-        "service:status",
-        "tell whether it is installed, and how the last run ended",
-        [json],
-        examples=["service status"],
-    )
-    run = add_command(
-        service,
-        "run",
-        "service:run",
-        "",
-        [],
+        examples=["service install", "service install --every 1h --dry-run"])
+    add_command(service, "uninstall", "service:uninstall", "undo 'service install'; turns stay on disk",
+        [scheduler],
+        examples=["service uninstall"])
+    add_command(service, "status", "service:status", "tell whether it is installed, and how the last run ended",
+        [_JSON],
+        examples=["service status"])
+    add_command(service, "run", "service:run", "",
+        [option("file", "configuration of the service", type=folder, metavar="FILE")],
         "What the scheduler starts.",
-        examples=["service run ~/.config/hindsight-exec/service.json"],
-    )
-    run.add_argument("file", type=folder, metavar="FILE", help="configuration of the service")
+        examples=["service run ~/.config/hindsight-exec/service.json"])
 
 
-def _add_dead_letters(commands: Commands, parents: list[Parser]) -> None:
+def _add_outbox(commands: Commands) -> None:
     outbox = commands.add_parser("outbox", help="read or erase queued turns").add_subparsers()
-    add_command(
-        outbox,
-        "list",
-        "dead_letters:outbox_list",
-        "list queued turns",
-        parents,
-        examples=["outbox list", "outbox list --json"],
-    )
-    show = add_command(
-        outbox,
-        "show",
-        "dead_letters:outbox_show",
-        "show one entry, readable",
-        parents,
-        examples=["outbox show 9c41d2.t1"],
-    )
-    show.add_argument("id", metavar="ID", help="id from 'outbox list' or 'dead list'")
-    purge = add_command(
-        outbox,
-        "purge",
-        "dead_letters:outbox_purge",
-        "erase queued turns and dead letters for good",
-        parents,
-        examples=["outbox purge --session 20260531_101500", "outbox purge --yes"],
-    )
-    purge.add_argument("--session", type=text, metavar="ID", help="only of this session")
-    purge.add_argument("--yes", **_YES)  # type: ignore[arg-type]
+    add_command(outbox, "list", "dead_letters:outbox_list", "list queued turns",
+        _COMMON,
+        examples=["outbox list", "outbox list --json"])
+    add_command(outbox, "show", "dead_letters:outbox_show", "show one entry, readable",
+        [*_COMMON, option("id", "id from 'outbox list' or 'dead list'", metavar="ID")],
+        examples=["outbox show 9c41d2.t1"])
+    add_command(outbox, "purge", "dead_letters:outbox_purge", "erase queued turns and dead letters for good",
+        [*_COMMON, option("--session", "only of this session", type=text, metavar="ID"), _YES],
+        examples=["outbox purge --session 20260531_101500", "outbox purge --yes"])
 
+
+def _add_dead(commands: Commands) -> None:
     dead = commands.add_parser("dead", help="read, retry or discard dead letters").add_subparsers()
-    add_command(
-        dead,
-        "list",
-        "dead_letters:dead_list",
-        "list dead letters, with the server's reasons",
-        parents,
-        examples=["dead list"],
-    )
+    add_command(dead, "list", "dead_letters:dead_list", "list dead letters, with the server's reasons",
+        _COMMON,
+        examples=["dead list"])
+    ids = option("ids", "id from 'dead list'", metavar="ID", nargs="*")
     for name, what in (("retry", "queue dead letters again"), ("discard", "erase dead letters")):
-        command = add_command(
-            dead,
-            name,
-            f"dead_letters:dead_{name}",
-            what,
-            parents,
-            examples=[f"dead {name} 9c41d2.d4", f"dead {name} --all"],
-        )
-        command.add_argument("ids", metavar="ID", nargs="*", help="id from 'dead list'")
-        command.add_argument("--all", action="store_true", help=f"{name} all of them")
+        add_command(dead, name, f"dead_letters:dead_{name}", what,
+            [*_COMMON, ids, flag("--all", f"{name} all of them")],
+            examples=[f"dead {name} 9c41d2.d4", f"dead {name} --all"])
+
+
+def _add_memories(commands: Commands) -> None:
+    group = commands.add_parser(
+        "memories", help="list, search, export or forget what a bank holds"
+    ).add_subparsers()
+    common = [*_SERVER, *_COMMON]
+    tagged = [
+        option("--session", "of this session", type=text, metavar="ID"),
+        option("--tag", "with this tag; may be repeated", type=text, metavar="TAG", action="append"),
+    ]
+    filters = [
+        *tagged,
+        option("--text", "with this in id or text", type=text, metavar="TEXT"),
+        option("--since", "said since DATE", type=date, metavar="DATE"),
+        option("--until", "said before DATE", type=date, metavar="DATE"),
+    ]
+    add_command(group, "list", "memories:show", "list documents",
+        [*common, *filters],
+        examples=["memories list --session call-7"])
+    add_command(group, "search", "memories:search", "search memories as the server does",
+        [*common, option("query", "what to search for", metavar="QUERY"), *tagged],
+        examples=["memories search 'blue door'"])
+    add_command(group, "export", "memories:export", "print documents as JSON Lines",
+        [*common, *filters],
+        examples=["memories export > bank.jsonl"])
+    add_command(group, "forget", "memories:forget", "delete documents and the memories drawn from them",
+        [
+            *common,
+            option("document", "documents", metavar="ID", nargs="*"),
+            flag("--dry-run", "show them and stop"),
+            _YES,
+            *filters,
+        ],
+        examples=["memories forget --session call-7 --dry-run", "memories forget ID --yes"])

@@ -17,26 +17,15 @@ from hindsight_exec.conversation.turns import identifier
 from hindsight_exec.conversation.turns import turn as kept
 from hindsight_exec.delivery.transcripts import missing_documents
 from hindsight_exec.delivery.writer import RetainWriter
-from hindsight_exec.errors import ConfigError, OutboxError, OutboxFull, Rejected
+from hindsight_exec.errors import ConfigError, OutboxError, Rejected
 from hindsight_exec.hermes import embedded
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
 from .arguments import text
-from .connection import LOOK, ask, probe, until_stored
-from .console import (
-    KEY_REFUSED,
-    OK,
-    UNDONE,
-    UNREACHABLE,
-    Progress,
-    counted,
-    note,
-    say,
-    say_json,
-    without_warnings,
-)
-from .interrupts import check, deferred
+from .connection import LOOK, ask, outcome, probe, put_patiently, until_stored
+from .console import Progress, counted, note, say, say_json, without_warnings
+from .interrupts import deferred
 from .targets import advice, chosen_settings, folder, server_data, settings_of
 
 if TYPE_CHECKING:
@@ -74,12 +63,12 @@ def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdin.buffer
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(Path(name).open("rb"))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error  # the message has the name
-            raise ConfigError(f"cannot read {name}: {reason}") from error
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - closed below
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # the message has the name
+        raise ConfigError(f"cannot read {name}: {reason}") from error
+    with file:
         yield file
 
 
@@ -206,22 +195,17 @@ class _Retain:
             (self._messages(turn), (turn.user_at or turn.assistant_at or _NOW).timestamp())
             for turn in document.turns
         ]
-        while True:
-            check()
-            try:
-                self._writer.put_conversation(
-                    past,
-                    session=self._session,
-                    context=self._args.context,
-                    tags=self._settings.retain_tags,
-                    metadata={"source": self._settings.retain_source or "transcript"},
-                    observation_scopes=self._settings.observation_scopes,
-                    document_id=document.id,
-                    first_index=document.first,
-                )
-                break
-            except OutboxFull:
-                self._writer.flush(LOOK)  # the server takes more than the disk does
+        put_patiently(
+            self._writer,
+            past,
+            session=self._session,
+            context=self._args.context,
+            tags=self._settings.retain_tags,
+            metadata={"source": self._settings.retain_source or "transcript"},
+            observation_scopes=self._settings.observation_scopes,
+            document_id=document.id,
+            first_index=document.first,
+        )
         self._given += len(document.turns)
 
     @property
@@ -278,12 +262,8 @@ class _Retain:
             note(f"the server refused {counted(counters.own_dead, 'turn')}: {reasons}")
         if not self._total:
             note(f"no turn in {self._name}")
-        if refused:
-            return KEY_REFUSED
-        if not arrived:
-            return UNREACHABLE
-        fine = self._total and not counters.own_dead and not self._bad
-        return OK if fine else UNDONE
+        complete = bool(self._total and not counters.own_dead and not self._bad)
+        return outcome(refused=refused, arrived=arrived, complete=complete)
 
     def _count_documents(self) -> int | None:
         async def count(client: HindsightClient) -> int:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence, Union
 
 from hindsight_exec.errors import ConfigError, HindsightExecError
 
@@ -19,32 +19,11 @@ _NAME = "hindsight-exec-flush"
 _MARK = "# hindsight-exec service"
 
 
-class Scheduler:
-    """One of the system's schedulers, for the user who calls."""
-
-    name = ""
-
-    @staticmethod
-    def is_there() -> bool:
-        """Whether it runs on this machine, for this user."""
-        raise NotImplementedError
-
-    def show(self, command: Sequence[str], every: float) -> str:
-        """What :meth:`install` writes, as text."""
-        raise NotImplementedError
-
-    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
-        """Register the command; what the user has to know."""
-        raise NotImplementedError
-
-    def uninstall(self) -> Iterator[str]:
-        raise NotImplementedError
-
-    def is_installed(self) -> bool:
-        raise NotImplementedError
+# Each class is a scheduler for the user who calls. `show` returns what `install` writes, as text;
+# `install` and `uninstall` return what the user has to know.
 
 
-class Systemd(Scheduler):
+class Systemd:
     """A timer of the user's own service manager. With lingering it runs without a login, too."""
 
     name = "systemd"
@@ -55,9 +34,7 @@ class Systemd(Scheduler):
 
     @staticmethod
     def _folder() -> Path:
-        base = Path(os.environ.get("XDG_CONFIG_HOME", "").strip())
-        base = base if base.is_absolute() else Path("~/.config").expanduser()
-        return base / "systemd" / "user"
+        return config_folder() / "systemd" / "user"
 
     def _units(self, command: Sequence[str], every: float) -> dict[str, str]:
         # Its own quoting: a percent sign begins a specifier, a dollar sign a variable.
@@ -76,30 +53,31 @@ class Systemd(Scheduler):
         units = self._units(command, every).items()
         return "\n".join(f"# {self._folder() / name}\n{text}" for name, text in units)
 
-    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+    def install(self, command: Sequence[str], every: float) -> list[str]:
         self._folder().mkdir(parents=True, exist_ok=True)
         for name, text in self._units(command, every).items():
             (self._folder() / name).write_text(text, encoding="utf-8")
         _run("systemctl", "--user", "daemon-reload")
         _run("systemctl", "--user", "enable", "--now", f"{_NAME}.timer")
-        if not _ends_well("loginctl", "enable-linger"):
-            yield (
-                "the timer stops when you log out; to keep it running, ask an administrator for"
-                f" 'loginctl enable-linger {os.environ.get('USER', '')}'".rstrip()
-            )
+        if _ends_well("loginctl", "enable-linger"):
+            return []
+        return [
+            "the timer stops when you log out; to keep it running, ask an administrator for"
+            f" 'loginctl enable-linger {os.environ.get('USER', '')}'".rstrip()
+        ]
 
-    def uninstall(self) -> Iterator[str]:
+    def uninstall(self) -> list[str]:
         _ends_well("systemctl", "--user", "disable", "--now", f"{_NAME}.timer")
         for name in self._units([], 0):
             (self._folder() / name).unlink(missing_ok=True)
         _ends_well("systemctl", "--user", "daemon-reload")
-        yield from ()
+        return []
 
     def is_installed(self) -> bool:
         return _ends_well("systemctl", "--user", "is-active", "--quiet", f"{_NAME}.timer")
 
 
-class Launchd(Scheduler):
+class Launchd:
     """A launch agent of macOS."""
 
     name = "launchd"
@@ -126,23 +104,23 @@ class Launchd(Scheduler):
         }
         return plistlib.dumps(agent).decode()
 
-    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+    def install(self, command: Sequence[str], every: float) -> list[str]:
         self._file().parent.mkdir(parents=True, exist_ok=True)
         self._file().write_text(self.show(command, every), encoding="utf-8")
         _ends_well("launchctl", "bootout", f"{self._domain()}/{_NAME}")
         _run("launchctl", "bootstrap", self._domain(), str(self._file()))
-        yield from ()
+        return []
 
-    def uninstall(self) -> Iterator[str]:
+    def uninstall(self) -> list[str]:
         _ends_well("launchctl", "bootout", f"{self._domain()}/{_NAME}")
         self._file().unlink(missing_ok=True)
-        yield from ()
+        return []
 
     def is_installed(self) -> bool:
         return _ends_well("launchctl", "print", f"{self._domain()}/{_NAME}")
 
 
-class Cron(Scheduler):
+class Cron:
     """A line in the user's table of cron's."""
 
     name = "cron"
@@ -158,14 +136,14 @@ class Cron(Scheduler):
         line = " ".join(map(shlex.quote, command)).replace("%", r"\%")
         return f"{when} {line} >/dev/null 2>&1 {_MARK}"
 
-    def install(self, command: Sequence[str], every: float) -> Iterator[str]:
+    def install(self, command: Sequence[str], every: float) -> list[str]:
         self._write([*self._others(), self.show(command, every)])
-        yield "cron must run on this machine; 'service status' tells whether it does"
+        return ["cron must run on this machine; 'service status' tells whether it does"]
 
-    def uninstall(self) -> Iterator[str]:
+    def uninstall(self) -> list[str]:
         if self.is_installed():
             self._write(self._others())
-        yield from ()
+        return []
 
     def is_installed(self) -> bool:
         return any(line.endswith(_MARK) for line in self._lines())
@@ -182,10 +160,8 @@ class Cron(Scheduler):
         _run("crontab", "-", given="".join(f"{line}\n" for line in lines))
 
 
-_ALL = (Systemd, Launchd, Cron)
-
-#: The names that `--scheduler` takes.
-NAMES = tuple(kind.name for kind in _ALL)
+Scheduler = Union[Systemd, Launchd, Cron]
+_ALL: tuple[type[Scheduler], ...] = (Systemd, Launchd, Cron)
 
 
 def choose(name: str | None) -> Scheduler:
@@ -198,6 +174,12 @@ def choose(name: str | None) -> Scheduler:
         if kind.name == name or (name is None and kind.is_there()):
             return kind()
     raise ConfigError("neither systemd, launchd nor cron is available; run 'flush' by other means")
+
+
+def config_folder() -> Path:
+    """Where programs of the user keep their configuration."""
+    base = Path(os.environ.get("XDG_CONFIG_HOME", "").strip())
+    return base if base.is_absolute() else Path("~/.config").expanduser()
 
 
 def _ends_well(*command: str) -> bool:

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 from hindsight_exec.errors import ConfigError
 
@@ -143,10 +143,9 @@ def look() -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    if not found["last_at"]:
-        return f"{found['scheduler']} runs it every {duration(found['every'])}; no run yet"
-    ago = duration(time.time() - found["last_at"])
-    return f"{found['scheduler']} runs it every {duration(found['every'])}; last run {ago} ago"
+    at = found["last_at"]
+    last = f"last run {duration(time.time() - at)} ago" if at else "no run yet"
+    return f"{found['scheduler']} runs it every {duration(found['every'])}; {last}"
 
 
 def _is_kept(name: str) -> bool:
@@ -155,10 +154,7 @@ def _is_kept(name: str) -> bool:
 
 def _file() -> Path:
     """Our configuration of the service, beside that of other programs of the user."""
-    base = Path(os.environ.get("XDG_CONFIG_HOME", "").strip())
-    if not base.is_absolute():
-        base = Path("~/.config").expanduser()
-    return base / "hindsight-exec" / "service.json"
+    return schedulers.config_folder() / "hindsight-exec" / "service.json"
 
 
 def _last(file: Path) -> Path:
@@ -176,14 +172,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _write(file: Path, value: dict[str, Any]) -> None:
     """Replace the file; private from its first byte on, as it may hold a key."""
     new = file.with_name(f"{file.name}.new")
-    with _private(new) as stream:
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=2)
     new.replace(file)
-
-
-@contextlib.contextmanager
-def _private(path: Path) -> Iterator[Any]:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        yield stream

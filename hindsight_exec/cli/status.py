@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
 from hindsight_exec.outbox import spool
 
-from .console import (
-    OK,
-    UNDONE,
-    coloured,
-    counted,
-    duration,
-    is_rich,
-    plain,
-    say,
-    say_json,
-)
+from .console import OK, UNDONE, coloured, counted, duration, is_rich, plain, say, say_json
 from .files import File, held_by_others, look, total
 from .targets import advice, folders
 
@@ -74,9 +64,13 @@ def _problems(places: Iterable[Place], max_age: float) -> Iterable[str]:
             yield f"a turn waits for {duration(age)} in {folder} (limit {duration(max_age)})"
         if found.dead:
             yield f"{counted(found.dead, 'dead letter')} in {folder}"
-        unreadable = [file for file in files if file.problem] + spool.aside(folder)
+        unreadable = _unreadable(folder, files)
         if unreadable:
-            yield f"{counted(len(unreadable), 'unreadable file')} in {folder}"
+            yield f"{counted(unreadable, 'unreadable file')} in {folder}"
+
+
+def _unreadable(folder: Path, files: Iterable[File]) -> int:
+    return sum(bool(file.problem) for file in files) + len(spool.aside(folder))
 
 
 def _age(summary: Summary) -> float | None:
@@ -85,35 +79,31 @@ def _age(summary: Summary) -> float | None:
 
 
 def _as_json(places: Iterable[Place]) -> dict[str, Any]:
-    shown = []
-    for folder, files in places:
-        shown.append(
-            {
-                "folder": folder,
-                **_numbers(total(files)),
-                "files": [
-                    {
-                        "file": file.path.name,
-                        "live": file.live,
-                        **_numbers(file.summary),
-                        "problem": file.problem,
-                    }
-                    for file in files
-                ],
-                "aside": [path.name for path in spool.aside(folder)],
-            }
-        )
+    shown = [
+        {
+            "folder": folder,
+            **_numbers(total(files)),
+            "files": [
+                {
+                    "file": file.path.name,
+                    "live": file.live,
+                    **_numbers(file.summary),
+                    "problem": file.problem,
+                }
+                for file in files
+            ],
+            "aside": [path.name for path in spool.aside(folder)],
+        }
+        for folder, files in places
+    ]
     keys = ("waiting", "accepted", "dead")
     return {**{key: sum(place[key] for place in shown) for key in keys}, "folders": shown}
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:
+    names = ("waiting", "held", "queued", "accepted", "dead")
     return {
-        "waiting": summary.waiting,
-        "held": summary.held,
-        "queued": summary.queued,
-        "accepted": summary.accepted,
-        "dead": summary.dead,
+        **{name: getattr(summary, name) for name in names},
         "dead_by_reason": dict(summary.dead_by_reason),
         "oldest_seconds": _age(summary),
         "bytes": summary.bytes,
@@ -134,10 +124,7 @@ def _metrics(places: Sequence[Place]) -> None:
         _gauge(name, about, [(folder, getattr(sums, attribute)) for folder, _, sums in found])
     ages = [(folder, _age(sums) or 0.0) for folder, _, sums in found]
     _gauge("oldest_waiting_seconds", "How long the oldest waiting turn waits.", ages)
-    unreadable = [
-        (folder, sum(bool(file.problem) for file in files) + len(spool.aside(folder)))
-        for folder, files, _ in found
-    ]
+    unreadable = [(folder, _unreadable(folder, files)) for folder, files, _ in found]
     _gauge("unreadable_files", "Outbox files that cannot be read or were set aside.", unreadable)
 
 
