@@ -81,11 +81,12 @@ def _says(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """`REPLY`, or a call of the tool that a message asks for: `delegate: what`."""
     last = body["messages"][-1]
     text = last["content"] if isinstance(last.get("content"), str) else json.dumps(last)
-    offered = "delegate_task" in json.dumps(body.get("tools", ()))
-    if last["role"] != "user" or "delegate: " not in text or not offered:
+    tools = {tool["function"]["name"]: tool["function"] for tool in body.get("tools", ())}
+    if last["role"] != "user" or "delegate: " not in text or "delegate_task" not in tools:
         return {"content": REPLY}, "stop"
-    goal = text.partition("delegate: ")[2].split()[0]
-    arguments = json.dumps({"goal": goal, "tasks": [{"goal": goal}]})
+    task = {"goal": text.partition("delegate: ")[2].split()[0]}
+    takes = tools["delegate_task"]["parameters"]["properties"]
+    arguments = json.dumps(task if "goal" in takes else {"tasks": [task]})
     call = {"name": "delegate_task", "arguments": arguments}
     return {
         "tool_calls": [{"index": 0, "id": "1", "type": "function", "function": call}]
