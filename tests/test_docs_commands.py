@@ -140,6 +140,15 @@ ELSEWHERE = {
         "hermes hindsight_exec import": (HOST, "test_one_question"),
         "hermes memory status": (HOST, "test_commands"),
         "hermes memory setup": (HOST, "test_setup"),
+        "hermes memory setup hindsight_exec": (HOST, "test_setup"),
+        "hermes profile create --clone": (
+            "tests/hermes/test_matrix.py",
+            '"profile", "create", "work", "--clone"',
+        ),
+        "hindsight-exec hermes status": (
+            "tests/hermes/test_package_manager.py",
+            '"hermes", "status"',
+        ),
     },
     "needs a real Hindsight": {
         "hindsight-embed -p hermes daemon stop": (
@@ -169,6 +178,7 @@ ELSEWHERE = {
                 ("types", "tox_step types"),
                 ("wheel", "tox_step wheel"),
                 ("hermes", "tox_step hermes"),
+                ("hermes-022", "tox_step hermes-022"),
                 ("hindsight", "tox_step hindsight"),
                 ("processes", "tox_step processes"),
             )

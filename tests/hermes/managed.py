@@ -94,13 +94,15 @@ class Checkout:
             path.parent.mkdir(parents=True)
         shutil.copy2(Path(sys.executable).with_name("uv"), uv)
         python.symlink_to(Path(sys.executable).resolve())
+        asked = [sys.executable, "-c", "from pm.store import current_target as t; print(t())"]
+        target = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
         lock = json.loads((self.root / "pm" / "lock.json").read_text())["packages"]
         facts = {
             name: {
                 "entry": name,
                 "version": lock[name]["version"],
-                "target": "linux-x64",
-                "artifacts": [lock[name]["artifacts"]["linux-x64"]["sha256"]],
+                "target": target,
+                "artifacts": [lock[name]["artifacts"][target]["sha256"]],
                 "env": {},
             }
             for name in ("uv", "python")
