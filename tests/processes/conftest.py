@@ -25,12 +25,14 @@ _rows: list[tuple[object, ...]] = []
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of `hindsight-exec serve`, as a process."""
+    """The URL of `hindsight-exec serve`, as a process; it ends with this one, however that ends."""
     serve = [sys.executable, "-m", "hindsight_exec", "serve", "--memory", "--port", "0"]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*serve, "--until-eof"], stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         yield process.stdout.readline().strip()
-        process.terminate()
+        process.stdin.close()
 
 
 def _build_one_file(folder: Path) -> World:
