@@ -53,7 +53,7 @@ def test_an_exception_injected_anywhere_ends_no_delivery(
 ) -> None:
     """Wherever SystemExit strikes the worker, each turn is stored once, and flush() returns."""
     trace: Optional[Strike] = None
-    for number in range(start, 100_000, 181):
+    for number in range(start, 100_000, 97):
         bank = f"b{number}"
         settings = Settings(api_url=server.url, bank_id=bank, drain_timeout=30)
         trace = Strike(number, exit_here, ROOM, thread="hindsight-writer")
@@ -83,7 +83,7 @@ def test_a_finalizer_anywhere_in_a_put_hangs_nothing(
     server: Serving, tmp_path: Path, method: str
 ) -> None:
     """Whatever the collector calls inside a put works, or says that it cannot; nothing is lost."""
-    number, stride = 1, 11 if method == "put" else 29
+    number, stride = 1, 7 if method == "put" else 23
     while True:
         bank, folder = f"{method}{number}", tmp_path / f"{method}{number}"
         settings = Settings(api_url=server.url, bank_id=bank, drain_timeout=30)
