@@ -26,6 +26,8 @@ T = TypeVar("T")
 LOOK = 0.2
 # Seconds that closing a client may take.
 _CLOSE = 2.0
+# Documents that the server lists at once.
+_PAGE = 500
 
 
 def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
@@ -39,6 +41,16 @@ def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> 
         return background_loop().run(held.use(call)).result()
     finally:
         held.release(_CLOSE)
+
+
+async def all_documents(client: HindsightClient, bank: str, **filters: Any) -> list[dict[str, Any]]:
+    """The documents of a bank, page by page."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = await client.documents(bank, limit=_PAGE, offset=len(found), **filters)
+        found += page["items"]
+        if not page["items"] or len(found) >= page["total"]:
+            return found
 
 
 def probe(settings: Settings, timeout: float) -> None:
@@ -89,12 +101,7 @@ def until_stored(
 ) -> bool:
     """Wait until the server has all turns, or nothing has moved for ``timeout`` seconds.
 
-    Args:
-        writer: What the turns were given to.
-        given: How many.
-        timeout: Seconds without progress after which this gives up.
-        progress: Shows how many are stored.
-        before: How many were stored before, for ``progress``.
+    ``progress`` adds those that were stored ``before`` to the ``given`` ones.
     """
     done: list[bool] = []
     waiter = threading.Thread(target=lambda: done.append(writer.flush(completed=True)), daemon=True)

@@ -67,16 +67,17 @@ def prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def finish_output() -> str:
-    """Write out what is buffered; the reason if that fails. The reader of a pipe may have left."""
+def finish_output() -> bool:
+    """Write out what is buffered; whether that worked. The reader of a pipe may have left."""
     try:
         sys.stdout.flush()
     except OSError as error:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        left = isinstance(error, BrokenPipeError)
-        return "the reader left" if left else f"cannot write the output: {error.strerror}"
-    return ""
+        if not isinstance(error, BrokenPipeError):
+            note(f"cannot write the output: {error.strerror}")
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -93,8 +94,7 @@ def without_warnings(*, errors: bool = False) -> Iterator[None]:
 
 def is_rich() -> bool:
     """Whether bars and colours are welcome: on a terminal, unless the user said no."""
-    environ = os.environ
-    welcome = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    welcome = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return welcome and sys.stdout.isatty() and sys.stderr.isatty()
 
 

@@ -71,9 +71,9 @@ class Outcome:
 
     ending: str
     given: int
-    stored: int = 0
-    twice: int = 0
-    exit_seconds: float = 0.0
+    stored: int
+    twice: int
+    exit_seconds: float
 
     @property
     def right(self) -> bool:
@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         server.stop()
         list(lanes.map(partial(_end_trials, with_server=False), columns))
         server.start()
-        outcomes = dict(zip(_COLUMNS, lanes.map(_outcomes, columns)))
+        found = lanes.map(lambda trials: [trial.outcome() for trial in trials], columns)
+        outcomes = dict(zip(_COLUMNS, found))
     ours = outcomes["ours"]
     right = all(outcome.right for outcome in ours)
     if args.json:
@@ -130,10 +131,6 @@ def _end_trials(trials: list[_Trial], *, with_server: bool) -> None:
     for trial in trials:
         if trial.ending.server == with_server:
             trial.end()
-
-
-def _outcomes(trials: list[_Trial]) -> list[Outcome]:
-    return [trial.outcome() for trial in trials]
 
 
 class _Processes:
@@ -187,9 +184,9 @@ class _Server:
     def start(self) -> None:
         port = self.url.rpartition(":")[2]
         command = [*_PROGRAM, "serve", "--port", port, "--data", str(self._data), "--until-eof"]
-        process = _start([*command, "--latency", str(_LATENCY)], stdin=subprocess.PIPE)
-        self._process = process
-        self.url = _first_line(process)
+        command += ["--latency", str(_LATENCY)]
+        self._process = _start(command, stdin=subprocess.PIPE)
+        self.url = _first_line(self._process)
         if not self.url:
             raise HindsightExecError("the demo's server did not start")
 
@@ -199,35 +196,34 @@ class _Server:
             _end(process)
 
 
+@dataclass
 class _Trial:
     """One process, from its start to the count of what is stored of its turns."""
 
-    def __init__(
-        self,
-        kind: str,
-        ending: Ending,
-        turns: int,
-        server: _Server,
-        folder: Path,
-        processes: _Processes,
-    ) -> None:
-        self.ending = ending
-        self._kind = kind
-        self._session = f"{kind}-{ENDINGS.index(ending)}"
-        self._turns = turns
-        self._server = server
-        self._state = folder / self._session
-        self._processes = processes
-        self._seconds = 0.0
+    kind: str
+    ending: Ending
+    turns: int
+    server: _Server
+    folder: Path
+    processes: _Processes
+    seconds: float = 0.0
+
+    @property
+    def session(self) -> str:
+        return f"{self.kind}-{ENDINGS.index(self.ending)}"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / self.session
 
     def end(self) -> None:
         """Run the process to its end."""
         command = [
             *(sys.executable, "-m", "hindsight_exec.cli.demo_child"),
-            *(self._kind, self._server.url, self._session, str(self._turns)),
-            *(self.ending.end, str(self._state)),
+            *(self.kind, self.server.url, self.session, str(self.turns)),
+            *(self.ending.end, str(self.state)),
         ]
-        with self._processes.start(command) as child:
+        with self.processes.start(command) as child:
             if child is None:
                 return
             _first_line(child)  # all turns are accepted
@@ -236,26 +232,21 @@ class _Trial:
                 child.send_signal(self.ending.signal)
             try:
                 child.wait(_STUCK)
-                self._seconds = time.monotonic() - began
+                self.seconds = time.monotonic() - began
             except subprocess.TimeoutExpired:
-                self._seconds = _STUCK
+                self.seconds = _STUCK
 
     def outcome(self) -> Outcome:
-        if self._kind == "ours" and any(self._state.glob("*.db")):
+        if self.kind == "ours" and any(self.state.glob("*.db")):
             # What the next program that uses the directory does. On a machine under load, turns
             # may be on disk where none are expected; they are not lost.
-            flush = [*_PROGRAM, "flush", "--state", str(self._state), "--timeout", str(_STUCK)]
-            with self._processes.start(flush) as process:
+            flush = [*_PROGRAM, "flush", "--state", str(self.state), "--timeout", str(_STUCK)]
+            with self.processes.start(flush) as process:
                 if process is not None:
                     process.wait()
-        counts = Counter(background_loop().run(_stored(self._server.url, self._session)).result())
-        return Outcome(
-            self.ending.name,
-            self._turns,
-            stored=len(counts),
-            twice=sum(count - 1 for count in counts.values()),
-            exit_seconds=self._seconds,
-        )
+        counts = Counter(background_loop().run(_stored(self.server.url, self.session)).result())
+        twice = sum(count - 1 for count in counts.values())
+        return Outcome(self.ending.name, self.turns, len(counts), twice, self.seconds)
 
 
 async def _stored(url: str, session: str) -> list[str]:
@@ -270,10 +261,8 @@ async def _stored(url: str, session: str) -> list[str]:
         page = await client.documents(BANK, tags=[f"session:{session}"], limit=10_000)
         ids = [item["id"] for item in page["items"]]
         documents = await asyncio.gather(*(client.document(BANK, name) for name in ids))
-    messages = [
-        message for document in documents for message in json.loads(document["original_text"])
-    ]
-    return [message["content"] for message in messages if message["role"] == "user"]
+    lists = (json.loads(document["original_text"]) for document in documents)
+    return [one["content"] for messages in lists for one in messages if one["role"] == "user"]
 
 
 def _start(command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterable
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hindsight_exec.conversation.turns import Destination
+
+
+_NUMBERS = ("held", "queued", "accepted", "dead", "bytes")
 
 
 @dataclass(frozen=True)
@@ -33,34 +37,28 @@ def look(folder: Path) -> list[File]:
     found = []
     for path in spool.files(folder):
         live = spool.is_live(path)
-        summary, destinations, problem = Summary(), [], ""
         try:
             with contextlib.closing(Outbox(path, readonly=True)) as outbox:
                 summary = outbox.summary()
-                destinations = list(outbox.destinations().values())
+                found.append(File(path, live, summary, tuple(outbox.destinations().values())))
         except HindsightExecError as error:
-            if not path.exists():
-                continue  # delivered and removed meanwhile
-            problem = str(error)
-        found.append(File(path, live, summary, tuple(destinations), problem))
+            if path.exists():  # else it was delivered and removed meanwhile
+                found.append(File(path, live, Summary(), problem=str(error)))
     return found
 
 
 def total(files: Iterable[File]) -> Summary:
     """What all of the files hold together."""
-    held = queued = accepted = dead = size = 0
-    reasons: dict[str, int] = {}
-    oldest: list[float] = []
-    error = ""
-    for one in (file.summary for file in files):
-        held, queued, dead = held + one.held, queued + one.queued, dead + one.dead
-        accepted, size = accepted + one.accepted, size + one.bytes
-        for reason, count in one.dead_by_reason:
-            reasons[reason] = reasons.get(reason, 0) + count
-        oldest += [] if one.oldest_at is None else [one.oldest_at]
-        error = one.last_error or error
-    by_reason = tuple(sorted(reasons.items()))
-    return Summary(held, queued, accepted, dead, by_reason, min(oldest, default=None), error, size)
+    found = [file.summary for file in files]
+    reasons: Counter[str] = Counter()
+    for one in found:
+        reasons.update(dict(one.dead_by_reason))
+    return Summary(
+        **{name: sum(getattr(one, name) for one in found) for name in _NUMBERS},
+        dead_by_reason=tuple(sorted(reasons.items())),
+        oldest_at=min((one.oldest_at for one in found if one.oldest_at is not None), default=None),
+        last_error=next((one.last_error for one in reversed(found) if one.last_error), ""),
+    )
 
 
 def held_by_others(files: Iterable[File]) -> int:

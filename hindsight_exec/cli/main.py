@@ -50,10 +50,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "hindsight-exec") 
             status = _run(argv, program)
     finally:
         logger.removeHandler(handler)
-    problem = finish_output()
-    if problem and problem != "the reader left":
-        note(problem)
-    return status or (UNDONE if problem else OK)
+    written = finish_output()
+    return status or (OK if written else UNDONE)
 
 
 def _run(argv: list[str], program: str) -> int:
@@ -67,15 +65,12 @@ def _run(argv: list[str], program: str) -> int:
         return end.status if isinstance(end, Interrupted) else Interrupted().status
     except BrokenPipeError:
         return UNDONE
-    except HindsightExecError as error:
+    except (HindsightExecError, OSError) as error:
         note(str(error))
         return _status(error)
-    except OSError as error:
-        note(str(error))
-        return UNDONE
 
 
-def _status(error: HindsightExecError) -> int:
+def _status(error: Exception) -> int:
     kinds = (
         (ConfigError, USAGE),
         (Unauthorized, KEY_REFUSED),

@@ -8,6 +8,7 @@ import json
 import sys
 import uuid
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from hindsight_exec.conversation.times import parse_iso
@@ -15,7 +16,7 @@ from hindsight_exec.conversation.turns import identifier
 from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes.forget import delete
 
-from .connection import ask, probe
+from .connection import all_documents, ask, probe
 from .console import OK, UNDONE, agreed, counted, note, plain, say, say_json, table
 from .targets import chosen_settings, folder
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
 
-# Documents that the server lists at once, and that are fetched at once.
-_PAGE, _AT_ONCE = 500, 16
+# Documents that are fetched at once.
+_AT_ONCE = 16
 
 
 def show(args: argparse.Namespace) -> int:
@@ -78,16 +79,15 @@ def export(args: argparse.Namespace) -> int:
     """`memories export`: one JSON object a line, which holds the document's text, tags and metadata."""
     settings = _settings(args)
     names = [one["id"] for one in _documents(settings, args)]
+
+    async def fetch(
+        client: HindsightClient, some: list[str]
+    ) -> list[dict[str, Any] | BaseException]:
+        documents = (client.document(settings.bank_id, name) for name in some)
+        return list(await asyncio.gather(*documents, return_exceptions=True))
+
     for first in range(0, len(names), _AT_ONCE):
-        some = names[first : first + _AT_ONCE]
-
-        async def fetch(
-            client: HindsightClient, some: list[str] = some
-        ) -> list[dict[str, Any] | BaseException]:
-            documents = (client.document(settings.bank_id, name) for name in some)
-            return list(await asyncio.gather(*documents, return_exceptions=True))
-
-        for document in ask(settings, fetch):
+        for document in ask(settings, partial(fetch, some=names[first : first + _AT_ONCE])):
             if isinstance(document, Rejected) and document.status == 404:
                 continue  # somebody deleted it meanwhile
             if isinstance(document, BaseException):
@@ -152,22 +152,9 @@ def _documents(settings: Settings, args: argparse.Namespace) -> list[dict[str, A
     """The bank's documents that the filters let through, the oldest first."""
     tags = _tags(args)
 
-    async def pages(client: HindsightClient) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            page = await client.documents(
-                settings.bank_id,
-                limit=_PAGE,
-                offset=len(found),
-                query=args.text,
-                tags=tags,
-                tags_match="all_strict" if tags else None,
-            )
-            found += page["items"]
-            if not page["items"] or len(found) >= page["total"]:
-                return found
-
-    found = _ask(settings, pages)
+    match = "all_strict" if tags else None
+    filters = {"query": args.text, "tags": tags, "tags_match": match}
+    found = _ask(settings, lambda client: all_documents(client, settings.bank_id, **filters))
     since, until = args.since or 0.0, args.until or float("inf")
     chosen = [one for one in found if since <= _said_at(one).timestamp() < until]
     return sorted(chosen, key=lambda one: (_said_at(one), one["id"]))

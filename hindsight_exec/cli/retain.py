@@ -23,7 +23,7 @@ from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
 from .arguments import text
-from .connection import LOOK, ask, outcome, probe, put_patiently, until_stored
+from .connection import LOOK, all_documents, ask, outcome, probe, put_patiently, until_stored
 from .console import Progress, counted, note, say, say_json, without_warnings
 from .interrupts import deferred
 from .targets import advice, chosen_settings, folder, server_data, settings_of
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # Lines with problems that are shown; the others are counted.
 _SHOWN = 10
-# Documents that the server lists at once.
-_PAGE = 500
 # The time of turns that have none.
 _NOW = datetime.now(timezone.utc)
 
@@ -163,21 +161,16 @@ class _Retain:
                 contextlib.closing(Outbox(path, readonly=True)) as outbox,
             ):
                 for entry in outbox.entries():
-                    if (entry["url"], entry["bank"]) == (settings.api_url, settings.bank_id):
-                        found |= {entry["document_id"]} if entry["state"] != "dead" else set()
+                    here = (entry["url"], entry["bank"]) == (settings.api_url, settings.bank_id)
+                    if here and entry["state"] != "dead":
+                        found.add(entry["document_id"])
         return found
 
     async def _on_server(self, client: HindsightClient) -> set[str]:
-        found: set[str] = set()
         with contextlib.suppress(Rejected):  # the first retain makes the bank
-            offset, total = 0, 1
-            while offset < total:
-                page = await client.documents(
-                    self._settings.bank_id, limit=_PAGE, offset=offset, tags=[self._tag]
-                )
-                found.update(item["id"] for item in page["items"])
-                offset, total = offset + _PAGE, page["total"]
-        return found
+            found = await all_documents(client, self._settings.bank_id, tags=[self._tag])
+            return {item["id"] for item in found}
+        return set()
 
     @property
     def _tag(self) -> str:

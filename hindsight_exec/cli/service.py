@@ -120,11 +120,8 @@ def look() -> dict[str, Any]:
     known, last = _read(file), _read(_last(file))
     found = {
         "installed": bool(known),
-        "scheduler": known.get("scheduler"),
-        "every": known.get("every"),
-        "last_at": last.get("at"),
-        "last_status": last.get("status"),
-        "last_output": last.get("output"),
+        **{name: known.get(name) for name in ("scheduler", "every")},
+        **{f"last_{name}": last.get(name) for name in ("at", "status", "output")},
         "problem": "",
     }
     if not known:
@@ -134,9 +131,8 @@ def look() -> dict[str, Any]:
     if not schedulers.choose(known["scheduler"]).is_installed():
         found["problem"] = f"{known['scheduler']} has lost it; run '{advice('service install')}'"
     elif time.time() - since > _LATE * known["every"] + 60:
-        found["problem"] = (
-            f"{known['scheduler']} has not run it for {duration(time.time() - since)}"
-        )
+        late = duration(time.time() - since)
+        found["problem"] = f"{known['scheduler']} has not run it for {late}"
     elif last.get("status"):
         found["problem"] = f"the last run was incomplete: {last.get('output')}"
     return found

@@ -23,6 +23,8 @@ from .turns import turn_messages
 _SAID = ("user", "assistant")
 _LEFT_OUT = ("system", "developer", "tool", "function")
 
+_SPACE = re.compile(r"[ \t\r\n]*")
+
 # A POSIX time above this is in milliseconds: as seconds it would be in the year 5138.
 _MILLISECONDS = 1e11
 
@@ -50,13 +52,8 @@ class TranscriptTurn:
         ``localise`` gives a time the offset that it shall be stored with.
         """
         at = localise(self.user_at or self.assistant_at or now)
-        messages = turn_messages(
-            self.user,
-            self.assistant,
-            at=at,
-            user_prefix=user_prefix,
-            assistant_prefix=assistant_prefix,
-        )
+        prefixes = {"user_prefix": user_prefix, "assistant_prefix": assistant_prefix}
+        messages = turn_messages(self.user, self.assistant, at=at, **prefixes)
         if self.assistant and self.assistant_at:
             messages[-1]["timestamp"] = localise(self.assistant_at).isoformat()
         return messages
@@ -119,18 +116,15 @@ class _Turn:
         (self.user if message.role == "user" else self.assistant).append(message)
 
     def finished(self) -> TranscriptTurn:
-        texts = ["\n\n".join(entry.text for entry in side) for side in (self.user, self.assistant)]
+        user, assistant = (
+            "\n\n".join(entry.text for entry in side) for side in (self.user, self.assistant)
+        )
         # Of several messages, the user's first and the assistant's last time: those of the
         # question and of the answer.
         asked = [entry.at for entry in self.user if entry.at]
         answered = [entry.at for entry in self.assistant if entry.at]
-        return TranscriptTurn(
-            texts[0],
-            texts[1],
-            asked[0] if asked else None,
-            answered[-1] if answered else None,
-            self.line,
-        )
+        times = (asked[0] if asked else None, answered[-1] if answered else None)
+        return TranscriptTurn(user, assistant, *times, self.line)
 
 
 def _values(
@@ -192,7 +186,7 @@ def _list_entries(
 
 def _skip(text: str, position: int) -> int:
     """Return the next position that is not white space."""
-    found = re.compile(r"[ \t\r\n]*").match(text, position)
+    found = _SPACE.match(text, position)
     return found.end() if found else position
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence  # isinstance() is slow with those of typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property
 from typing import Any, Optional
@@ -177,12 +177,7 @@ def source(
         raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
     scopes = observation_scopes
     fields = (
-        url,
-        credential,
-        bank,
-        session,
-        str(context or ""),
-        tuple(map(str, tags)),
+        *(url, credential, bank, session, str(context or ""), tuple(map(str, tags))),
         tuple((str(key), str(one)) for key, one in (metadata or {}).items() if one is not None),
         "" if scopes is None else _storable_json("observation_scopes", scopes),
     )
@@ -190,7 +185,7 @@ def source(
     if known is None:
         if len(_known) >= 1024:
             _known.clear()
-        known = _known[fields] = _source(*fields)
+        known = _known[fields] = _storable_source(Source(*fields))
     return known
 
 
@@ -198,27 +193,16 @@ def source(
 _known: dict[tuple[Any, ...], Source] = {}
 
 
-def _source(
-    url: str,
-    credential: str,
-    bank: str,
-    session: str,
-    context: str,
-    tags: tuple[str, ...],
-    metadata: tuple[tuple[str, str], ...],
-    observation_scopes: str,
-) -> Source:
-    session = identifier(session)
-    every = [*map(identifier, tags), identifier(f"session:{session}")]
-    return Source(
-        url=url,
-        credential=credential,
-        bank=storable(bank),
+def _storable_source(given: Source) -> Source:
+    session = identifier(given.session)
+    tags = [*map(identifier, given.tags), identifier(f"session:{session}")]
+    return replace(
+        given,
+        bank=storable(given.bank),
         session=session,
-        context=storable(context),
-        tags=tuple(dict.fromkeys(tag for tag in every if tag)),
-        metadata=tuple(sorted((storable(key), storable(one)) for key, one in metadata)),
-        observation_scopes=observation_scopes,
+        context=storable(given.context),
+        tags=tuple(dict.fromkeys(tag for tag in tags if tag)),
+        metadata=tuple(sorted((storable(key), storable(one)) for key, one in given.metadata)),
     )
 
 
@@ -232,12 +216,10 @@ def turn_messages(
 ) -> list[dict[str, str]]:
     """Return the messages of a turn with their prefixes; an empty side is left out."""
     stamp = at.isoformat()
+    sides = (("user", user_prefix, user), ("assistant", assistant_prefix, assistant))
     return [
         {"role": role, "content": f"{prefix}: {text}" if prefix else text, "timestamp": stamp}
-        for role, prefix, text in (
-            ("user", user_prefix, user),
-            ("assistant", assistant_prefix, assistant),
-        )
+        for role, prefix, text in sides
         if text.strip()
     ]
 
@@ -323,17 +305,13 @@ def _item(
     retained_at: float,
     counts: Optional[Mapping[str, str]] = None,
 ) -> bytes:
+    about = {"retained_at": _utc(retained_at), "session_id": source.session}
     item: dict[str, Any] = {
         "content": content,
         "document_id": document_id,
         "timestamp": timestamp,
         "tags": list(source.tags),
-        "metadata": {
-            **dict(source.metadata),
-            "retained_at": _utc(retained_at),
-            "session_id": source.session,
-            **(counts or {}),
-        },
+        "metadata": {**dict(source.metadata), **about, **(counts or {})},
     }
     if source.context:
         item["context"] = source.context

@@ -37,6 +37,13 @@ MAX_BODY = 256 * 1024 * 1024
 #: The name of the database in the data directory.
 DATABASE = "server.sqlite3"
 
+# What /version says of the real server's features.
+_LACKING = (
+    *("memory_engine", "observations", "mcp", "bank_llm_health", "file_upload_api"),
+    *("document_export_api", "document_import_api", "audit_log", "llm_trace"),
+)
+_PRESENT = ("worker", "bank_config_api", "store_document_text", "embedded")
+
 _OPEN = ("/version", "/v1/version", "/health", "/health/ready", "/health/live")
 _BANK = "/v1/default/banks/{bank}"
 _DOCUMENT = _BANK + r"/documents/{id:(?s:.+)}"  # with slashes and line ends
@@ -139,21 +146,7 @@ class _Api:
             raise requests.Refused(401, "Invalid API key")
 
     async def version(self, _request: web.Request) -> web.Response:
-        features = dict.fromkeys(
-            (
-                "memory_engine",
-                "observations",
-                "mcp",
-                "bank_llm_health",
-                "file_upload_api",
-                "document_export_api",
-                "document_import_api",
-                "audit_log",
-                "llm_trace",
-            ),
-            False,
-        )
-        features.update(worker=True, bank_config_api=True, store_document_text=True, embedded=True)
+        features = {**dict.fromkeys(_LACKING, False), **dict.fromkeys(_PRESENT, True)}
         return _json({"api_version": API_VERSION, "features": features, "notice": NOTICE})
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -203,13 +196,8 @@ class _Api:
         operation = requests.operation_id(request.match_info["id"])
         self._store.retry(request.match_info["bank"], operation)
         self._accepted.set()
-        return _json(
-            {
-                "success": True,
-                "message": f"Operation {operation} queued for retry",
-                "operation_id": operation,
-            }
-        )
+        message = f"Operation {operation} queued for retry"
+        return _json({"success": True, "message": message, "operation_id": operation})
 
     async def documents(self, request: web.Request) -> web.Response:
         match = request.query.get("tags_match", "any_strict")
@@ -231,15 +219,9 @@ class _Api:
     async def delete_document(self, request: web.Request) -> web.Response:
         document = request.match_info["id"]
         count = self._store.delete_document(request.match_info["bank"], document)
-        return _json(
-            {
-                "success": True,
-                "message": f"Document '{document}' and {count} associated memory units deleted"
-                " successfully",
-                "document_id": document,
-                "memory_units_deleted": count,
-            }
-        )
+        message = f"Document '{document}' and {count} associated memory units deleted successfully"
+        deleted = {"document_id": document, "memory_units_deleted": count}
+        return _json({"success": True, "message": message, **deleted})
 
     async def config(self, request: web.Request) -> web.Response:
         return _json(self._store.config(request.match_info["bank"]))
@@ -260,10 +242,7 @@ def create_app(
 ) -> web.Application:
     """Return the server as an aiohttp application.
 
-    Args:
-        database: The SQLite file, created if necessary; None keeps everything in memory.
-        api_key: The key that requests must carry; /version and /health stay open.
-        latency: Seconds by which each request is delayed, and each operation stays pending.
+    ``database`` is the SQLite file; for the others see :class:`EmbeddedServer`.
 
     Raises at start-up:
         ConfigError: The database cannot be opened, or another server uses it.
@@ -315,15 +294,14 @@ class EmbeddedServer:
         try:
             await runner.setup()
             await web.TCPSite(runner, self._host, self._port).start()
-        except (OSError, OverflowError) as error:
+        except BaseException as error:
             await runner.cleanup()
+            if not isinstance(error, (OSError, OverflowError)):
+                raise
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
                 f"cannot listen on {self._host} port {self._port}: {reason}"
             ) from error
-        except BaseException:
-            await runner.cleanup()
-            raise
         self._runner = runner
         port = runner.addresses[0][1]
         self._url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"

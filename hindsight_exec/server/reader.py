@@ -35,11 +35,7 @@ class Reader:
         first(self._sql, "SELECT count(*) FROM banks")
 
     def document(self, bank: str, document: str) -> dict[str, Any]:
-        """Return a document with its text.
-
-        Raises:
-            Refused: 404.
-        """
+        """Return a document with its text."""
         row = first(
             self._sql,
             f"SELECT *, {_UNITS} FROM documents WHERE bank = ? AND id = ?",  # noqa: S608
@@ -72,11 +68,7 @@ class Reader:
         limit: int,
         offset: int,
     ) -> dict[str, Any]:
-        """Return a page of a bank's documents, the newest first.
-
-        Raises:
-            Refused: 404 for an unknown bank.
-        """
+        """Return a page of a bank's documents, the newest first."""
         self._require_bank(bank)
         where, values = _tagged(tags, tags_match)
         folded = (query or "").casefold()
@@ -100,13 +92,8 @@ class Reader:
             items.append(
                 {**_document(row), "text_length": row["text_length"], "matched_fields": matched}
             )
-        return {
-            "items": items,
-            "total": total,
-            "limit": limit,
-            "offset": offset,
-            "total_is_estimate": False,
-        }
+        page = {"items": items, "total": total, "limit": limit, "offset": offset}
+        return {**page, "total_is_estimate": False}
 
     def recall(
         self,
@@ -123,9 +110,6 @@ class Reader:
 
         This server consolidates nothing, so a unit also counts as an `observation`, where the
         request asks for this type and not for the unit's own.
-
-        Raises:
-            Refused: 404 for an unknown bank.
         """
         self._require_bank(bank)
         where, values = _tagged(tags, tags_match)
@@ -166,11 +150,7 @@ class Reader:
         return results
 
     def config(self, bank: str) -> dict[str, Any]:
-        """Return the bank's missions.
-
-        Raises:
-            Refused: 404 for an unknown bank.
-        """
+        """Return the bank's missions."""
         overrides = json.loads(self._require_bank(bank))
         config = {**dict.fromkeys(MISSIONS), **overrides}
         return {"bank_id": bank, "config": config, "overrides": overrides}
@@ -188,9 +168,7 @@ def _document(row: sqlite3.Row) -> dict[str, Any]:
     return {
         "id": row["id"],
         "bank_id": row["bank"],
-        "content_hash": row["content_hash"],
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
+        **{name: row[name] for name in ("content_hash", "created_at", "updated_at")},
         "memory_unit_count": row["unit_count"],
         "tags": fields["tags"],
         "document_metadata": fields["params"].get("metadata"),

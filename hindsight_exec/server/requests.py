@@ -1,7 +1,7 @@
 """Checks the requests of the embedded server as the real server does.
 
-A wrong request raises `Refused` with the real server's status and `detail` (FastAPI's list of
-errors for 422), so a client that works here works there.
+For a wrong request, each function raises `Refused` with the real server's status and `detail`
+(FastAPI's list of errors for 422), so a client that works here works there.
 """
 
 from __future__ import annotations
@@ -53,15 +53,26 @@ class _Errors:
     def value(self, where: Sequence[str | int], message: str, value: Any) -> None:
         self.add("value_error", where, f"Value error, {message}", value)
 
+    def missing(self, where: Sequence[str | int], value: Any) -> None:
+        self.add("missing", where, "Field required", value)
+
+    def dictionary(self, where: Sequence[str | int], value: Any, kind: str = "dict_type") -> None:
+        if not isinstance(value, dict):
+            self.add(kind, where, "Input should be a valid dictionary", value)
+
     def string(self, where: Sequence[str | int], value: Any) -> None:
         if not isinstance(value, str):
             self.add("string_type", where, "Input should be a valid string", value)
 
+    def entries(self, where: Sequence[str | int], value: Any) -> Sequence[Any]:
+        """The entries of a list; none of anything else."""
+        if isinstance(value, list):
+            return value
+        self.add("list_type", where, "Input should be a valid list", value)
+        return []
+
     def strings(self, where: Sequence[str | int], value: Any) -> None:
-        if not isinstance(value, list):
-            self.add("list_type", where, "Input should be a valid list", value)
-            return
-        for index, entry in enumerate(value):
+        for index, entry in enumerate(self.entries(where, value)):
             self.string([*where, index], entry)
 
     def choice(self, where: Sequence[str | int], value: Any, choices: Sequence[str]) -> None:
@@ -75,35 +86,25 @@ class _Errors:
 
 
 def body(raw: bytes) -> dict[str, Any]:
-    """Return the JSON object of a request, without characters that cannot be stored.
-
-    Raises:
-        Refused: 400 for bytes that are not text, 422 for anything else but a JSON object.
-    """
+    """Return the JSON object of a request, without characters that cannot be stored."""
     errors = _Errors()
     value: Any = None
     try:
         value = json.loads(raw)
     except UnicodeDecodeError:
         raise Refused(400, "There was an error parsing the body") from None
-    except json.JSONDecodeError as error:
-        errors.add("json_invalid", [error.pos], "JSON decode error", {})
-    except (ValueError, RecursionError):  # a number of 5000 digits, a hundred thousand brackets
-        errors.add("json_invalid", [0], "JSON decode error", {})
+    except (ValueError, RecursionError) as error:
+        # A number of 5000 digits and a hundred thousand brackets have no position.
+        errors.add("json_invalid", [getattr(error, "pos", 0)], "JSON decode error", {})
     errors.refuse()
-    if not isinstance(value, dict):
-        errors.add("model_attributes_type", [], "Input should be a valid dictionary", value)
+    errors.dictionary([], value, "model_attributes_type")
     errors.refuse()
     cleaned: dict[str, Any] = sanitize(value)
     return cleaned
 
 
 def bank_id(bank: str) -> str:
-    """Return the id if a bank may have this name.
-
-    Raises:
-        Refused: 400.
-    """
+    """Return the id if a bank may have this name."""
     if len(bank.encode("utf-8", "replace")) > _BANK_BYTES:
         raise Refused(400, f"Bank id is too long: at most {_BANK_BYTES} bytes of UTF-8 are allowed")
     if any(unicodedata.category(character) == "Cc" for character in bank):
@@ -114,11 +115,7 @@ def bank_id(bank: str) -> str:
 
 
 def operation_id(text: str) -> str:
-    """Return the id of an operation in its canonical form.
-
-    Raises:
-        Refused: 400 if it is not a UUID.
-    """
+    """Return the id of an operation in its canonical form."""
     try:
         return str(uuid.UUID(text))
     except ValueError:
@@ -126,19 +123,14 @@ def operation_id(text: str) -> str:
 
 
 def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | None]:
-    """Return the items, whether they may be stored later, and the caller's operation id.
-
-    Raises:
-        Refused: 422 for wrong types, 400 for impossible requests.
-    """
+    """Return the items, whether they may be stored later, and the caller's operation id."""
     errors = _Errors()
-    entries = request.get("items")
+    entries: Sequence[Any] = []
     if "items" not in request:
-        errors.add("missing", ["items"], "Field required", request)
-    elif not isinstance(entries, list):
-        errors.add("list_type", ["items"], "Input should be a valid list", entries)
-        entries = []
-    items = [_item(entry, index, errors) for index, entry in enumerate(entries or [])]
+        errors.missing(["items"], request)
+    else:
+        entries = errors.entries(["items"], request["items"])
+    items = [_item(entry, index, errors) for index, entry in enumerate(entries)]
     later = request.get("async", False)
     if not isinstance(later, bool):
         errors.add("bool_type", ["async"], "Input should be a valid boolean", later)
@@ -152,15 +144,14 @@ def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | N
     for item in items:
         if item["append"] and not item["document_id"]:
             raise Refused(400, "update_mode='append' requires a document_id")
-    if later:
-        counts = Counter(item["document_id"] for item in items if item["document_id"])
-        twice = [document for document, count in counts.items() if count > 1]
-        if twice:
-            raise Refused(
-                400,
-                f"Batch contains duplicate document_ids: {twice}. Each content item in an async"
-                " batch must have a unique document_id; async=false folds them into one document.",
-            )
+    counts = Counter(item["document_id"] for item in items if item["document_id"])
+    twice = [document for document, count in counts.items() if count > 1]
+    if later and twice:
+        raise Refused(
+            400,
+            f"Batch contains duplicate document_ids: {twice}. Each content item in an async"
+            " batch must have a unique document_id; async=false folds them into one document.",
+        )
     # Items without ids make one document; beside named items, each makes its own.
     shared = None if any(item["document_id"] for item in items) else str(uuid.uuid4())
     for item in items:
@@ -170,12 +161,11 @@ def retain(request: dict[str, Any]) -> tuple[list[dict[str, Any]], bool, str | N
 
 def _item(entry: Any, index: int, errors: _Errors) -> dict[str, Any]:
     at: list[str | int] = ["items", index]
-    if not isinstance(entry, dict):
-        errors.add("model_attributes_type", at, "Input should be a valid dictionary", entry)
-        entry = {}
+    errors.dictionary(at, entry, "model_attributes_type")
+    entry = entry if isinstance(entry, dict) else {}
     content = entry.get("content")
     if "content" not in entry:
-        errors.add("missing", [*at, "content"], "Field required", entry)
+        errors.missing([*at, "content"], entry)
     elif not isinstance(content, str):
         errors.string([*at, "content"], content)
     elif not content.strip():
@@ -188,7 +178,7 @@ def _item(entry: Any, index: int, errors: _Errors) -> dict[str, Any]:
         for key, value in metadata.items():
             errors.string([*at, "metadata", key], value)
     elif metadata is not None:
-        errors.add("dict_type", [*at, "metadata"], "Input should be a valid dictionary", metadata)
+        errors.dictionary([*at, "metadata"], metadata)
     tags = _tags(entry.get("tags"))
     if tags is not None:
         errors.strings([*at, "tags"], tags)
@@ -203,12 +193,8 @@ def _item(entry: Any, index: int, errors: _Errors) -> dict[str, Any]:
         errors.choice([*at, "observation_scopes"], scopes, SCOPES)
     dated = str(entry.get("timestamp")).lower() != "unset"
     date = _event_date(entry.get("timestamp"), [*at, "timestamp"], errors) if dated else None
-    params = {
-        "context": entry.get("context"),
-        "event_date": date,
-        "metadata": metadata,
-        "observation_scopes": scopes,
-    }
+    params = {"context": entry.get("context"), "event_date": date, "metadata": metadata}
+    params["observation_scopes"] = scopes
     return {
         "content": content,
         "document_id": entry.get("document_id"),
@@ -246,16 +232,12 @@ def _event_date(value: Any, at: Sequence[str | int], errors: _Errors) -> str | N
 
 
 def recall(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Store.recall`.
-
-    Raises:
-        Refused: 422.
-    """
+    """Return the arguments of `Store.recall`."""
     errors = _Errors()
     words: list[str] = []
     query = request.get("query")
     if "query" not in request:
-        errors.add("missing", ["query"], "Field required", request)
+        errors.missing(["query"], request)
     elif not isinstance(query, str):
         errors.string(["query"], query)
     else:
@@ -290,15 +272,10 @@ def recall(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def missions(request: dict[str, Any]) -> dict[str, str | None]:
-    """Return the part of a bank's configuration that this server stores: its missions.
-
-    Raises:
-        Refused: 422 for wrong types, 400 for other fields.
-    """
+    """Return the part of a bank's configuration that this server stores: its missions."""
     errors = _Errors()
     updates: Any = request.get("updates")
-    if not isinstance(updates, dict):
-        errors.add("dict_type", ["updates"], "Input should be a valid dictionary", updates)
+    errors.dictionary(["updates"], updates)
     errors.refuse()
     unknown = sorted(set(updates) - set(MISSIONS))
     if unknown:
@@ -313,11 +290,7 @@ def missions(request: dict[str, Any]) -> dict[str, str | None]:
 
 
 def count(query: Mapping[str, str], name: str, default: int) -> int:
-    """Return a number of 0 or more from a query string.
-
-    Raises:
-        Refused: 422.
-    """
+    """Return a number of 0 or more from a query string."""
     text = query.get(name)
     if text is None:
         return default

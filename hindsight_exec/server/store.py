@@ -165,18 +165,17 @@ class Store(Reader):
             self._sql, "SELECT * FROM operations WHERE id = ? AND bank = ?", (operation, bank)
         )
         kind = "batch_retain" if row else None
+        known = dict(row) if row else {"status": "not_found"}
         return {
             "operation_id": operation,
             "id": operation,
-            "status": row["status"] if row else "not_found",
+            "status": known["status"],
             "operation_type": kind,
             "task_type": kind,
-            "created_at": row["created_at"] if row else None,
-            "updated_at": row["updated_at"] if row else None,
-            "completed_at": row["completed_at"] if row else None,
-            "error_message": row["error"] if row else None,
-            "retry_count": row["retries"] if row else None,
-            "result_metadata": {"items_count": row["count"]} if row else None,
+            **{name: known.get(name) for name in ("created_at", "updated_at", "completed_at")},
+            "error_message": known.get("error"),
+            "retry_count": known.get("retries"),
+            "result_metadata": {"items_count": known["count"]} if row else None,
         }
 
     def retry(self, bank: str, operation: str) -> None:
@@ -208,11 +207,7 @@ class Store(Reader):
     # -- documents and banks ------------------------------------------------------------
 
     def delete_document(self, bank: str, document: str) -> int:
-        """Delete the document and its units; return how many units it had.
-
-        Raises:
-            Refused: 404.
-        """
+        """Delete the document and its units; return how many units it had."""
         with transaction(self._sql):
             count: int = self.document(bank, document)["memory_unit_count"]
             self._sql.execute("DELETE FROM documents WHERE bank = ? AND id = ?", (bank, document))

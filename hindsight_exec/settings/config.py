@@ -14,7 +14,7 @@ import os
 from dataclasses import Field, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Mapping, Optional, Tuple, Union
+from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
 
 from hindsight_exec.client.urls import CLOUD_URL
 from hindsight_exec.errors import ConfigError
@@ -29,40 +29,28 @@ __all__ = ["Settings", "configurable"]
 logger = logging.getLogger("hindsight_exec")
 
 
-def _key(
-    default: Any,
-    kind: str,
-    doc: str,
-    *,
-    env: str = "",
-    aliases: Tuple[str, ...] = (),
-    choices: Tuple[str, ...] = (),
-    minimum: float = -math.inf,
-    group: str = "",
-    strict: bool = False,
-    narrow: Any = None,
-    blank: bool = False,
-    **options: Any,
-) -> Any:
+class _About(NamedTuple):
     """One key of config.json: how it is read, checked and shown to the user.
 
     A wrong value of a ``strict`` key turns memory off: it says where conversations
     go, or who may see them. Any other wrong value becomes ``narrow``, else the default.
     ``blank``: an empty text is a value, not the absence of one.
     """
-    metadata = {
-        "kind": kind,
-        "doc": doc,
-        "env": env,
-        "aliases": aliases,
-        "choices": choices,
-        "minimum": minimum,
-        "group": group,
-        "strict": strict,
-        "narrow": narrow,
-        "blank": blank,
-    }
-    return field(default=default, metadata=metadata, **options)
+
+    kind: str
+    doc: str
+    env: str = ""
+    aliases: Tuple[str, ...] = ()
+    choices: Tuple[str, ...] = ()
+    minimum: float = -math.inf
+    group: str = ""
+    strict: bool = False
+    narrow: Any = None
+    blank: bool = False
+
+
+def _key(default: Any, kind: str, doc: str, *, repr: bool = True, **about: Any) -> Any:
+    return field(default=default, repr=repr, metadata=_About(kind, doc, **about)._asdict())
 
 
 @dataclass(frozen=True)
@@ -202,11 +190,7 @@ class Settings:
         return self.localise(datetime.now(timezone.utc))
 
     def bank_for(self, fields: Mapping[str, str]) -> str:
-        """Return the bank of a session.
-
-        Args:
-            fields: What a template may name; see `banks.FIELDS`.
-        """
+        """Return the bank of a session with the values of `banks.FIELDS`."""
         by_user, user = dict(self.bank_id_by_user), fields["user"]
         named = by_user.get(f"{fields['platform']}:{user}") or by_user.get(user) if user else None
         return named or expand(self.bank_id_template, fields) or self.bank_id

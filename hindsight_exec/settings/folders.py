@@ -21,8 +21,7 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     if named:
         return Path(named).expanduser().absolute()
     if sys.platform == "win32":
-        local = environ.get("LOCALAPPDATA", "").strip()
-        base = Path(local) if local else user_home(environ) / "AppData" / "Local"
+        base = _local_app_data(environ)
     elif sys.platform == "darwin":
         base = user_home(environ) / "Library" / "Application Support"
     else:
@@ -38,9 +37,13 @@ def default_hermes_home(environ: Mapping[str, str]) -> Path:
     if named:
         return Path(named)
     if sys.platform == "win32":
-        local = environ.get("LOCALAPPDATA", "").strip()
-        return (Path(local) if local else user_home(environ) / "AppData" / "Local") / "hermes"
+        return _local_app_data(environ) / "hermes"
     return user_home(environ) / ".hermes"
+
+
+def _local_app_data(environ: Mapping[str, str]) -> Path:
+    local = environ.get("LOCALAPPDATA", "").strip()
+    return Path(local) if local else user_home(environ) / "AppData" / "Local"
 
 
 def managed_folder(environ: Mapping[str, str]) -> Path:

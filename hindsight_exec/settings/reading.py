@@ -102,9 +102,8 @@ def read(
             if values["mode"] != "local_embedded":  # which has an address of its own
                 unusable.append(f"{where}: {error}")
         except WrongValue as wrong:
-            shown = (
-                "a value that is not shown" if about["kind"] == "secret" else brief(stated.value)
-            )
+            secret = about["kind"] == "secret"
+            shown = "a value that is not shown" if secret else brief(stated.value)
             instead = wrong.instead
             what = f"{where} is {shown}, but must be {wrong}"
             if instead is None and about["strict"]:
@@ -146,13 +145,12 @@ def _timezone(home: Path, variables: _Variables, problems: List[str]) -> str:
 def _stated(
     item: Field[Any], path: Optional[Path], raw: Mapping[str, Any], variables: _Variables
 ) -> Optional[_Stated]:
-    variable = item.metadata["env"]
     # An empty text leaves the key to its variable or its default.
     empty = (None,) if item.metadata["blank"] else (None, "")
     for name in (item.name, *item.metadata["aliases"]):
         if raw.get(name) not in empty:
             return _Stated(str(path), name, raw[name])
-    return variables.find(variable)
+    return variables.find(item.metadata["env"])
 
 
 class _Variables:

@@ -197,24 +197,12 @@ def _scopes(value: Any, _: Field[Any]) -> Any:
     raise WrongValue(", ".join(_SCOPES) + " or a list of lists of tags")
 
 
-PARSERS: Dict[str, Callable[[Any, Field[Any]], Any]] = {
-    "text": _text,
-    "url": _url,
-    "label": _label,
-    "bank": _bank,
-    "template": _template,
-    "banks": _banks,
-    "variables": _variables,
-    "profile": _profile,
-    "secret": _secret,
-    "choice": _choice,
-    "bool": _bool,
-    "number": _number,
-    "int": _int,
-    "list": _list,
-    "patterns": _patterns,
-    "scopes": _scopes,
-}
+_ALL: Tuple[Callable[[Any, Field[Any]], Any], ...] = (
+    *(_text, _url, _label, _bank, _template, _banks, _variables, _profile, _secret),
+    *(_choice, _bool, _number, _int, _list, _patterns, _scopes),
+)
+#: By the kind of a key: "text" is read by `_text`.
+PARSERS = {parser.__name__[1:]: parser for parser in _ALL}
 
 
 def brief(value: Any) -> str:
