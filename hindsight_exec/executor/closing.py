@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor.waiting import Background, guarded, log, now
-from hindsight_exec.executor.work import Work
+from hindsight_exec.executor.work import AFTER_EXIT, Work
 
 TYPE_CHECKING = False
 
@@ -86,14 +87,15 @@ class DrainableWork(Work):
     # --- at a bound ---
 
     def expire(self, bound: str = "") -> None:
-        """A bound has run out: cancel what is queued, and call ``on_deadline``.
+        """Refuse submissions, cancel what is queued, and call ``on_deadline``.
 
-        ``bound`` says which, for the log; by default ``drain_timeout``. Neither is waited for here. A million futures take seconds to cancel:
-        what is left of them when the grace is over is cancelled while the
-        process lives on.
+        ``bound`` says which bound has run out; by default it is
+        ``drain_timeout``. Nothing is waited for: a million futures take seconds
+        to cancel, and the last of them are cancelled while the process goes on.
         """
         if self.expired:
             return
+        self.close(lambda: ExecutorClosed(AFTER_EXIT))
         self.stopping = True
         if self.pending:
             self._cancelling = Background(lambda: self._cancel_queued(abandon=True))

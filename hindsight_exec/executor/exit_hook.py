@@ -91,7 +91,7 @@ def _before_cutoff() -> None:
 def _drain_beside_threads() -> None:
     """Wait for what is pending, within its bounds and while threads live on."""
     began = now()
-    for work in sorted(PHASES[DRAIN].works, key=lambda work: work.drain_timeout):
+    for work in sorted(PHASES[DRAIN].works.copy(), key=lambda work: work.drain_timeout):
         while work.pending and (threads := _living_threads()):
             if now() >= began + work.drain_timeout:
                 if _FOR_FUTURES.issuperset(threads):
@@ -109,8 +109,9 @@ def _living_threads() -> list[Optional[CodeType]]:
     pools nor managers of its process pools: its callbacks, which follow ours,
     end those.
     """
-    ours = {thread for phase in PHASES for work in phase.works for thread in work.workers}
-    ours |= {threading.main_thread(), threading.current_thread()}
+    ours = {threading.main_thread(), threading.current_thread()}
+    for phase in PHASES:
+        ours.update(*(work.workers for work in phase.works.copy()))
     threads = [
         one
         for one in threading.enumerate()

@@ -84,7 +84,7 @@ class _Handler:
             close_all()
         else:
             began = now()
-            for work in sorted(PHASES[DRAIN].works, key=lambda work: work.drain_timeout):
+            for work in sorted(PHASES[DRAIN].works.copy(), key=lambda work: work.drain_timeout):
                 work.pending.wait(began + work.drain_timeout - now())
         self._drained = True
         while self._drained:  # again, as one may come just before main waits, unseen

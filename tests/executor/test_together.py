@@ -138,3 +138,28 @@ def test_own_jobs_are_refused_at_once(run):
         """
     )
     assert ended == (0, "refused\naccepted\n", "")
+
+
+def test_executor_whose_bound_has_run_out(run):
+    """Once its own bound has run out, an executor refuses the others, too: no job waits for ever."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor, ExecutorClosed
+        told = threading.Event()
+        short = DrainingExecutor(
+            drain_timeout=0.1, thread_name_prefix="short", on_deadline=told.set
+        )
+        short.submit(threading.Event().wait)
+        long = DrainingExecutor()
+        def job():
+            told.wait()
+            try:
+                short.submit(int).result()
+            except ExecutorClosed:
+                say("refused")
+        long.submit(job)
+        """
+    )
+    assert (ended.status, ended.out) == (0, "refused\n")
+    assert ended.err == "short: drain_timeout (0.1 s) expired; 1 job abandoned\n"
