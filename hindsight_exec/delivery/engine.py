@@ -88,6 +88,7 @@ class Engine:
             retire=self._retire,
             notify=self._notify,
             take_deferred=self._take_deferred,
+            save=self._save,
             seconds_to_pause=self._seconds_to_pause,
         )
         self.lock = self.delivery.progress.lock  # guards the handles, `closed`, and the last two
@@ -183,6 +184,9 @@ class Engine:
     def _retire(self, backlog: Backlog) -> None:
         self.intake.drop(backlog)
         self.files.retire(backlog)
+
+    def _save(self) -> bool:
+        return self.intake.save()
 
     def _take_deferred(self) -> None:
         self.intake.take_deferred()

@@ -158,6 +158,28 @@ class Intake:
                     self._on_late()
             return self._own
 
+    def save(self) -> bool:
+        """Move what is in memory to disk, if that takes it now; return whether some is left.
+
+        Called on the worker. Turns become documents, whose ids follow from them:
+        whatever comes in between, the server stores them once.
+        """
+        spare = self._spare
+        if spare is None or spare.outbox.is_empty():
+            return False
+        try:
+            own = self.own()
+            spare.close_documents(now(), everything=True, should_close=lambda *_: True)
+            batches = [batch for resend in spare.resend.values() for batch in resend]
+            spare.resend.clear()
+            found = spare.outbox.move_documents(own.outbox, batches)
+        except (OutboxUnavailable, OutboxFull):
+            spare.stale = True
+            return True
+        with self._lock:
+            own.ready.update(found)
+        return False
+
     def drop(self, backlog: Backlog) -> None:
         """Put nothing into this backlog any longer."""
         with self._lock:

@@ -52,7 +52,7 @@ class Delivery:
         prepare: Prepares for the first request, if there is time before it.
         retire: Told that a backlog is idle, or that it cannot be used
             (``backlog.broken``).
-        take_deferred, seconds_to_pause: See :class:`.intake.Intake`.
+        take_deferred, save, seconds_to_pause: See :class:`.intake.Intake`.
         stall_after: Seconds without progress, while turns are waiting, after
             which one warning is logged.
     """
@@ -67,6 +67,7 @@ class Delivery:
         prepare: Callable[[], None],
         retire: Callable[[Backlog], None],
         take_deferred: Callable[[], None],
+        save: Callable[[], bool],
         seconds_to_pause: Callable[[], float],
         stall_after: float = 300.0,
     ) -> None:
@@ -74,6 +75,7 @@ class Delivery:
         self._prepare = prepare
         self._retire = retire
         self._take_deferred = take_deferred
+        self._save = save
         self._seconds_to_pause = seconds_to_pause
         self._stall_after = stall_after
         self.progress = Progress()
@@ -98,6 +100,7 @@ class Delivery:
         self._poll_now = False
         self._prepared = False
         self._adopt_at = 0.0
+        self._save_at = 0.0
         self._stalled = False
 
     # --- from any thread --------------------------------------------------
@@ -214,6 +217,9 @@ class Delivery:
         if now >= self._adopt_at and not (closing and self._adopt_at):
             self._adopt_more(now)
         due: list[float] = []
+        if (closing or now >= self._save_at) and self._save():
+            self._save_at = now + _DISK_PAUSE
+            due.append(self._save_at)
         poll_now, self._poll_now = self._poll_now, False
         for backlog in list(self.backlogs):
             try:

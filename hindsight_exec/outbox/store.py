@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Iterable, Optional, Sequence
 from hindsight_exec.errors import OutboxFull
 
 from .reader import BYTES, OutboxReader
-from .schema import Batch
+from .schema import Batch, source_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,9 @@ _PUT = "INSERT INTO turns (source, given_at, number, sizes, payload) VALUES (?, 
 _ADD_DOCUMENT = """INSERT INTO documents
     (destination, source, document_id, turns, given_at, bytes, item)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_MOVED = """SELECT d.id, s.header, d.document_id, d.item, d.given_at, d.turns
+    FROM documents d JOIN sources s ON s.id = d.source
+    WHERE d.batch IS NULL AND d.reason IS NULL ORDER BY d.id LIMIT 100"""
 _OF_SESSION = " WHERE source IN (SELECT id FROM sources WHERE session = ?)"
 _UNUSED_SOURCES = """DELETE FROM sources WHERE id NOT IN
     (SELECT source FROM turns UNION SELECT source FROM documents)"""
@@ -261,6 +264,26 @@ class Outbox(OutboxReader):
                 self._make_batch(batch.destination, half, operation_id)
                 for half, operation_id in zip(halves, operation_ids)
             ]
+
+    def move_documents(self, into: Outbox, batches: Iterable[Batch]) -> set[int]:
+        """Move documents that are in no batch, or in one of these, to another outbox.
+
+        Returns their destinations there. If it fails in between, a document may be
+        in both: the server stores it once all the same.
+        """
+        found: set[int] = set()
+        with self._db.access, self._db.step, self._db.transaction():
+            for batch in batches:
+                self._db.execute("UPDATE documents SET batch = NULL WHERE batch = ?", (batch.id,))
+                self._db.execute("DELETE FROM batches WHERE id = ?", (batch.id,))
+        while rows := self._db.all(_MOVED):
+            for number, header, name, item, given_at, turns in rows:
+                _, destination = into.put_document(source_of(header), name, item, given_at, turns)
+                found.add(destination)
+                with self._db.access, self._db.step:
+                    self._db.execute("DELETE FROM documents WHERE id = ?", (number,))
+                    self._db.bytes -= len(item)
+        return found
 
     # --- dead letters, and erasing ----------------------------------------
 

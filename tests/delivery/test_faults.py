@@ -112,6 +112,40 @@ def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
     assert left(folder / "state") == []
 
 
+def test_turns_in_memory_go_to_disk(mounted: Any, write: Any, run: Any) -> None:
+    """As soon as the disk has room, what was kept in memory is on it, and survives a kill."""
+    folder = mounted("size=9m")
+    program = GIVE + (
+        "from hindsight_exec.delivery import worker\n"
+        "worker._DISK_PAUSE = 0.05\n"
+        "ballast = Path(sys.argv[2]).parent / 'ballast'\n"
+        "ballast.write_bytes(b'x' * 8_700_000)\n"
+        "writer = make()\n"
+        "for number in range(150):\n"
+        "    writer.put(turn(number, 'x' * 2000), session='s')\n"
+        "writer.put(turn(150), session='t', immediate=True)\n"
+        "assert len(trouble) == 1, trouble\n"
+        "ballast.unlink()\n"
+        "while any(one.outbox.summary().waiting for one in writer._engine.delivery.backlogs\n"
+        "          if one.outbox.path is None):\n"
+        "    time.sleep(0.01)\n"
+        "os._exit(0)\n"
+    )
+    port = free_port()
+    ended = run(program, f"http://127.0.0.1:{port}", str(folder / "state"))
+    assert ended.status == 0, ended.err
+    serving = Serving(port=port)
+    try:
+        writer = write(serving.url, folder / "state")
+        assert writer.deliver_all(60)
+        eventually(lambda: not left(folder / "state"))
+        found = stored(serving.url)
+        assert sorted(found["s"]) == sorted(texts(range(150), "x" * 2000))
+        assert found["t"] == texts([150])
+    finally:
+        serving.close()
+
+
 STEPS = [
     "source", "destinations", "held_turns", "close_documents", "count_held", "ready",
     "make_batch", "items", "note", "turns_of", "complete", "vacuum", "is_empty",

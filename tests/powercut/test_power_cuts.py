@@ -26,7 +26,7 @@ __all__ = ["shim"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROGRAM = str(Path(__file__).with_name("workload.py"))
-IMAGES = int(os.environ.get("POWERCUT_IMAGES", "300"))
+IMAGES = int(os.environ.get("POWERCUT_IMAGES", "500"))
 
 
 @pytest.fixture
@@ -93,6 +93,7 @@ def check(
             if wrong:
                 trouble.append(f"record {at} of {len(records)}, {system}, {much:.2f}: {wrong}")
             shutil.rmtree(target)
+    print(f"{len(wanted)} points of {len(records)}, {5 * len(wanted)} disks")
     return trouble[:5]
 
 
