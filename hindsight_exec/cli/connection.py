@@ -31,11 +31,7 @@ _PAGE = 500
 
 
 def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
-    """``call(client)``, with the client of the process, which also finds Hindsight's own daemon.
-
-    Raises:
-        ServerError: The server did not do it.
-    """
+    """``call(client)``, with the client of the process, which also finds Hindsight's own daemon."""
     held = lease(settings.api_url, settings.api_key or "", settings.timeout)
     try:
         return background_loop().run(held.use(call)).result()

@@ -136,11 +136,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
 
 
 def agreed(question: str, *, yes: bool, unasked: str) -> bool:
-    """Whether the user agrees; ``yes`` agrees beforehand.
-
-    Raises:
-        ConfigError: Nobody can be asked here; ``unasked`` is the message.
-    """
+    """Whether the user agrees; ``yes`` agrees beforehand. ``unasked``: the error without a terminal."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -164,12 +164,7 @@ def _change_owned(
 
 
 def _owned(path: Path, change: Callable[[Path, Outbox], int]) -> int:
-    """Change a file while we own it, and remove it if it is empty then.
-
-    Raises:
-        ConfigError: A running process owns it.
-        OutboxError: It cannot be changed.
-    """
+    """Change a file that no running process owns, and remove it if it is empty then."""
     claim = spool.adopt(path)
     if claim is None:
         if not path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -85,9 +86,8 @@ def _directory(place: Path) -> Iterator[Check]:
     dead = sum(file.summary.dead for file in files)
     if waiting:
         found = f"ended processes left {counted(waiting, 'turn')}"
-        yield Check(
-            "waiting", "warning", found, f"{advice('flush')}, or {advice('service install')}"
-        )
+        remedy = f"{advice('flush')}, or {advice('service install')}"
+        yield Check("waiting", "warning", found, remedy)
     if dead:
         found = f"the server refused {counted(dead, 'turn')}"
         remedy = f"run '{advice('dead list')}', then retry or discard them"
@@ -99,11 +99,9 @@ def _directory(place: Path) -> Iterator[Check]:
 
 def _remove(place: Path) -> None:
     """Remove the directory that only the check has made."""
-    try:
+    with contextlib.suppress(OSError):  # another process has begun to use it
         (place / ".folder.lock").unlink()
         place.rmdir()
-    except OSError:
-        pass  # another process has begun to use it
 
 
 def _sqlite() -> Check:

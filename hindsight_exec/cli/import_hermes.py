@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,8 @@ class _Plan:
             turn(_messages(one, settings, now), given_at=0.0, index=1).sizes
             for one in self.past.turns
         ]
-        calls = start = 0
-        for count in documents(sizes, hold):
-            calls += chunks(sizes[start : start + count])
-            start += count
-        return calls
+        rest = iter(sizes)
+        return sum(chunks(list(islice(rest, count))) for count in documents(sizes, hold))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,15 +124,12 @@ def _wanted(past: PastSession, args: argparse.Namespace) -> bool:
 def _plans(
     sessions: list[PastSession], journal: _Journal, settings: Settings, *, always: bool
 ) -> list[_Plan]:
-    plans, unknown = [], []
+    plans = []
     for past in sessions:
-        state = journal.state(past)
-        if not state and not always and time.time() - past.last_at < _QUIET_SECONDS:
-            state = "in use"
-        plan = _Plan(past, state or "new")
-        plans.append(plan)
-        if not state:
-            unknown.append(plan)
+        in_use = not always and time.time() - past.last_at < _QUIET_SECONDS
+        state = journal.state(past) or ("in use" if in_use else "new")
+        plans.append(_Plan(past, state))
+    unknown = [plan for plan in plans if plan.state == "new"]
     for first in range(0, len(unknown), _AT_ONCE):
         some = unknown[first : first + _AT_ONCE]
         for plan, there in zip(some, _are_there([plan.past for plan in some], settings)):
@@ -284,8 +279,7 @@ def _show(
 class _Journal:
     """Which sessions were imported into which bank: a line for each step, flushed to the disk.
 
-    Raises:
-        ConfigError: Another import runs, or the file cannot be written.
+    Only one import at a time may use it.
     """
 
     def __init__(self, state: Path, settings: Settings) -> None:

@@ -32,8 +32,8 @@ def handled() -> Iterator[None]:
     global _deferring, _pending
     on_main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in _NAMES if on_main and hasattr(signal, name)]
-    # A signal that is ignored stays so: `nohup` asks for it.
     old = {one: signal.getsignal(one) for one in numbers}
+    # A signal that is ignored stays so: `nohup` asks for it.
     old = {one: was for one, was in old.items() if was not in (signal.SIG_IGN, None)}
     _deferring, _pending = False, 0
     for number in old:

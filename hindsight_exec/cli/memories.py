@@ -68,7 +68,7 @@ def search(args: argparse.Namespace) -> int:
         say_json(found)
     else:
         for memory in found:
-            say(f"{plain(' '.join(memory['text'].split()))}")
+            say(plain(" ".join(memory["text"].split())))
             say(f"    {memory.get('type') or ''}  {plain(str(memory.get('document_id') or ''))}")
         if not found:
             say("nothing was found")

@@ -89,6 +89,7 @@ def make_parser(argv: Sequence[str], program: str = "hindsight-exec") -> Parser:
     return parser
 
 
+# From here on a table: a formatter would give each argument a line of its own.
 # fmt: off
 def _add_doctor_and_completion(commands: Commands) -> None:
     add_command(commands, "doctor", "doctor:run", "check the state directory, the server and the key",
@@ -112,12 +113,10 @@ def _add_demo(commands: Commands) -> None:
 
 def _add_retain(commands: Commands) -> None:
     add_command(commands, "retain", "retain:run", "store a transcript in a bank",
-        [
-            *(*_SERVER, *_COMMON, _PATIENCE),
-            option("file", "transcript; - reads standard input", metavar="FILE"),
-            option("--session", "session (default: the file's name)", type=text, metavar="ID"),
-            option("--context", "tell the server what the content is", type=text, metavar="TEXT"),
-        ],
+        [*(*_SERVER, *_COMMON, _PATIENCE),
+         option("file", "transcript; - reads standard input", metavar="FILE"),
+         option("--session", "session (default: the file's name)", type=text, metavar="ID"),
+         option("--context", "tell the server what the content is", type=text, metavar="TEXT")],
         "FILE is JSON Lines of OpenAI-style messages (role, content as text or parts, optionally"
         " timestamp), or one JSON list of them. User and assistant messages are paired to turns;"
         " tool calls, their results and system messages are left out. Where no server is"
@@ -127,17 +126,13 @@ def _add_retain(commands: Commands) -> None:
 
 def _add_serve(commands: Commands) -> None:
     add_command(commands, "serve", "serve:run", "run the embedded server",
-        [
-            option("--host", "address to listen on (default 127.0.0.1)", default="127.0.0.1"),
-            option("--port", "port (default 8888); 0 takes a free one", type=number(int, 0, 65535), default=8888),
-            [
-                option("--data", "data directory", type=folder, metavar="DIR"),
-                flag("--memory", "keep the data in memory only"),
-            ],
-            option("--api-key", "require this key in every request", metavar="KEY"),
-            option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
-            flag("--until-eof", argparse.SUPPRESS),
-        ],
+        [option("--host", "address to listen on (default 127.0.0.1)", default="127.0.0.1"),
+         option("--port", "port (default 8888); 0 takes a free one", type=number(int, 0, 65535), default=8888),
+         [option("--data", "data directory", type=folder, metavar="DIR"),
+          flag("--memory", "keep the data in memory only")],
+         option("--api-key", "require this key in every request", metavar="KEY"),
+         option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
+         flag("--until-eof", argparse.SUPPRESS)],
         "A Hindsight-compatible server in one process and one file, for trying things out, for"
         " tests and for offline work. It is not the memory engine: it stores what it is given and"
         " finds it by its words.",
@@ -148,14 +143,12 @@ def _add_import(commands: Commands) -> None:
     group = commands.add_parser("import", help="retain past conversations")
     sources = group.add_subparsers(metavar="SOURCE")
     add_command(sources, "hermes", "import_hermes:run", "retain past sessions of Hermes, each once",
-        [
-            *(*_COMMON, _PATIENCE),
-            option("--home", "Hermes' folder (default: HERMES_HOME)", type=folder, metavar="DIR"),
-            option("--session", "import this session; may be repeated", type=text, metavar="ID", action="append"),
-            option("--since", "import sessions used since DATE (ISO 8601)", type=date, metavar="DATE"),
-            flag("--dry-run", "show the plan and stop"),
-            _YES,
-        ],
+        [*(*_COMMON, _PATIENCE),
+         option("--home", "Hermes' folder (default: HERMES_HOME)", type=folder, metavar="DIR"),
+         option("--session", "import this session; may be repeated", type=text, metavar="ID", action="append"),
+         option("--since", "import sessions used since DATE (ISO 8601)", type=date, metavar="DATE"),
+         flag("--dry-run", "show the plan and stop"),
+         _YES],
         "Reads Hermes' state.db without changing it. Skips sessions that already have documents in"
         " the bank, and those used in the last hour, which may still go on. An interrupted import"
         " resumes where it stopped. Shows its plan first, and asks.",
@@ -164,14 +157,12 @@ def _add_import(commands: Commands) -> None:
 
 def _add_status_and_flush(commands: Commands) -> None:
     add_command(commands, "status", "status:run", "show queued turns, and why they wait",
-        [
-            *_COMMON,
-            option("--watch", "refresh every SECONDS (default 2), until Ctrl-C",
+        [*_COMMON,
+         option("--watch", "refresh every SECONDS (default 2), until Ctrl-C",
                 type=number(float, 0.1), nargs="?", const=2.0, metavar="SECONDS"),
-            flag("--check", "exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable"),
-            option("--max-age", "for --check: 90s, 15min, 1h, 2d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
-            flag("--prometheus", "print metrics in Prometheus' text format"),
-        ],
+         flag("--check", "exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable"),
+         option("--max-age", "for --check: 90s, 15min, 1h, 2d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
+         flag("--prometheus", "print metrics in Prometheus' text format")],
         "Waiting turns are on disk and not yet with the server. The server is processing accepted"
         " ones, and refused dead ones.",
         examples=["status", "status --watch", "status --json | jq .waiting", "status --check --max-age 15min"])
@@ -189,21 +180,17 @@ def _add_service(commands: Commands) -> None:
     scheduler = option("--scheduler", "scheduler to use (default: the first that is there)",
         choices=("systemd", "launchd", "cron"))
     add_command(service, "install", "service:install", "run 'flush' every few minutes",
-        [
-            _STATE,
-            option("--every", "90s, 15min, 1h, 2d (default 5min)", type=seconds, default=300.0, metavar="SPAN"),
-            flag("--dry-run", "show what would be registered"),
-            scheduler,
-        ],
+        [_STATE,
+         option("--every", "90s, 15min, 1h, 2d (default 5min)", type=seconds, default=300.0, metavar="SPAN"),
+         flag("--dry-run", "show what would be registered"),
+         scheduler],
         "Uses a systemd user timer, launchd or cron. Copies the configuration of this shell, with"
         " the API key, to a file that only you can read: a scheduler does not have it.",
         examples=["service install", "service install --every 1h --dry-run"])
     add_command(service, "uninstall", "service:uninstall", "undo 'service install'; turns stay on disk",
-        [scheduler],
-        examples=["service uninstall"])
+        [scheduler], examples=["service uninstall"])
     add_command(service, "status", "service:status", "tell whether it is installed, and how the last run ended",
-        [_JSON],
-        examples=["service status"])
+        [_JSON], examples=["service status"])
     add_command(service, "run", "service:run", "",
         [option("file", "configuration of the service", type=folder, metavar="FILE")],
         "What the scheduler starts.",
@@ -213,8 +200,7 @@ def _add_service(commands: Commands) -> None:
 def _add_outbox(commands: Commands) -> None:
     outbox = commands.add_parser("outbox", help="read or erase queued turns").add_subparsers()
     add_command(outbox, "list", "dead_letters:outbox_list", "list queued turns",
-        _COMMON,
-        examples=["outbox list", "outbox list --json"])
+        _COMMON, examples=["outbox list", "outbox list --json"])
     add_command(outbox, "show", "dead_letters:outbox_show", "show one entry, readable",
         [*_COMMON, option("id", "id from 'outbox list' or 'dead list'", metavar="ID")],
         examples=["outbox show 9c41d2.t1"])
@@ -226,8 +212,7 @@ def _add_outbox(commands: Commands) -> None:
 def _add_dead(commands: Commands) -> None:
     dead = commands.add_parser("dead", help="read, retry or discard dead letters").add_subparsers()
     add_command(dead, "list", "dead_letters:dead_list", "list dead letters, with the server's reasons",
-        _COMMON,
-        examples=["dead list"])
+        _COMMON, examples=["dead list"])
     ids = option("ids", "id from 'dead list'", metavar="ID", nargs="*")
     for name, what in (("retry", "queue dead letters again"), ("discard", "erase dead letters")):
         add_command(dead, name, f"dead_letters:dead_{name}", what,
@@ -251,20 +236,16 @@ def _add_memories(commands: Commands) -> None:
         option("--until", "said before DATE", type=date, metavar="DATE"),
     ]
     add_command(group, "list", "memories:show", "list documents",
-        [*common, *filters],
-        examples=["memories list --session call-7"])
+        [*common, *filters], examples=["memories list --session call-7"])
     add_command(group, "search", "memories:search", "search memories as the server does",
         [*common, option("query", "what to search for", metavar="QUERY"), *tagged],
         examples=["memories search 'blue door'"])
     add_command(group, "export", "memories:export", "print documents as JSON Lines",
-        [*common, *filters],
-        examples=["memories export > bank.jsonl"])
+        [*common, *filters], examples=["memories export > bank.jsonl"])
     add_command(group, "forget", "memories:forget", "delete documents and the memories drawn from them",
-        [
-            *common,
-            option("document", "documents", metavar="ID", nargs="*"),
-            flag("--dry-run", "show them and stop"),
-            _YES,
-            *filters,
-        ],
+        [*common,
+         option("document", "documents", metavar="ID", nargs="*"),
+         flag("--dry-run", "show them and stop"),
+         _YES,
+         *filters],
         examples=["memories forget --session call-7 --dry-run", "memories forget ID --yes"])

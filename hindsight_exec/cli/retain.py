@@ -121,7 +121,7 @@ class _Retain:
             with Progress("turns stored") as progress:
                 turns = list(read_transcript(file, self._report))
                 self._total = len(turns)
-                missing = list(self._missing(turns))
+                missing = self._missing(turns)
                 self._before = self._total - sum(len(document.turns) for document in missing)
                 with deferred():
                     looked = time.monotonic()
@@ -129,7 +129,8 @@ class _Retain:
                         self._give(document)
                         if time.monotonic() - looked > LOOK:  # counting takes its time
                             looked = time.monotonic()
-                            progress.update(self._before + self._stored, self._total)
+                            stored = self._before + self._writer.counters().own_completed
+                            progress.update(stored, self._total)
                     arrived = until_stored(
                         self._writer, self._given, self._args.timeout, progress, self._before
                     )
@@ -143,7 +144,7 @@ class _Retain:
         if len(self._bad) <= _SHOWN:
             note(f"{self._name} line {line}: {reason}")
 
-    def _missing(self, turns: Sequence[TranscriptTurn]) -> Iterator[Document]:
+    def _missing(self, turns: Sequence[TranscriptTurn]) -> list[Document]:
         """The documents that neither the server has nor the state directory."""
 
         def sizes(turn: TranscriptTurn) -> tuple[int, ...]:
@@ -151,7 +152,7 @@ class _Retain:
 
         # The directory first: a document that leaves it in between is found on the server.
         stored = self._on_disk() | ask(self._settings, self._on_server)
-        return missing_documents(turns, self._session, stored, self._writer.hold, sizes)
+        return list(missing_documents(turns, self._session, stored, self._writer.hold, sizes))
 
     def _on_disk(self) -> set[str]:
         settings, found = self._settings, set()
@@ -200,10 +201,6 @@ class _Retain:
             first_index=document.first,
         )
         self._given += len(document.turns)
-
-    @property
-    def _stored(self) -> int:
-        return self._writer.counters().own_completed
 
     def _note_rest(self, why: str) -> None:
         """Report what is where, and how to go on."""

@@ -165,11 +165,7 @@ _ALL: tuple[type[Scheduler], ...] = (Systemd, Launchd, Cron)
 
 
 def choose(name: str | None) -> Scheduler:
-    """The scheduler of that name, else the first that is there.
-
-    Raises:
-        ConfigError: None is there.
-    """
+    """The scheduler of that name, else the first that is there."""
     for kind in _ALL:
         if kind.name == name or (name is None and kind.is_there()):
             return kind()
@@ -190,11 +186,7 @@ def _ends_well(*command: str) -> bool:
 
 
 def _run(*command: str, given: str = "") -> None:
-    """Run one of the system's programs.
-
-    Raises:
-        HindsightExecError: It is not there, or fails; with its words.
-    """
+    """Run one of the system's programs; HindsightExecError quotes its words if it fails."""
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603
     except OSError as error:

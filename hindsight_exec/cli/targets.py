@@ -85,11 +85,7 @@ def settings_of(place: Path) -> Settings:
 def chosen_settings(
     place: Path, url: str | None, api_key: str | None, bank: str | None
 ) -> Settings | None:
-    """The server that the arguments name, else the configured one; None if there is none.
-
-    Raises:
-        ConfigError: The URL, or the configuration, is unusable.
-    """
+    """The server that the arguments name, else the configured one; None if there is none."""
     loaded = settings_of(place)
     if url is None:
         if loaded.unusable:

@@ -8,6 +8,7 @@ import hmac
 import json
 import logging
 import sqlite3
+from functools import partial
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
@@ -270,11 +271,9 @@ class EmbeddedServer:
         api_key: str | None = None,
         latency: float = 0.0,
     ) -> None:
-        self._database = None if data is None else data / DATABASE
-        self._host = host
-        self._port = port
-        self._api_key = api_key
-        self._latency = latency
+        database = None if data is None else data / DATABASE
+        self._make_app = partial(create_app, database, api_key=api_key, latency=latency)
+        self._host, self._port = host, port
         self._runner: web.AppRunner | None = None
         self._url = ""
 
@@ -289,8 +288,7 @@ class EmbeddedServer:
         Raises:
             ConfigError: The directory is not writable, another server uses it, or the port is taken.
         """
-        app = create_app(self._database, api_key=self._api_key, latency=self._latency)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSING)
+        runner = web.AppRunner(self._make_app(), access_log=None, shutdown_timeout=_CLOSING)
         try:
             await runner.setup()
             await web.TCPSite(runner, self._host, self._port).start()

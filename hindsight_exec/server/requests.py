@@ -6,6 +6,7 @@ For a wrong request, each function raises `Refused` with the real server's statu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import unicodedata
@@ -209,10 +210,9 @@ def _tags(value: Any) -> Any:
     """Return tags as a list; some tool bridges send the list as a JSON string."""
     if not isinstance(value, str):
         return value
-    try:
+    parsed = None
+    with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(value)
-    except (ValueError, RecursionError):
-        return [value]
     return parsed if isinstance(parsed, list) else [value]
 
 

@@ -161,9 +161,9 @@ def with_variables(
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be changed: {error} (nothing was written)") from error
     for name, value in changes.items():
-        spellings = dialect.spellings if value is not None else (str,)
-        for spelling in spellings:
-            changed = _with_variable(raw, name, None if value is None else spelling(value), dialect)
+        texts = [None] if value is None else [spell(value) for spell in dialect.spellings]
+        for text in texts:
+            changed = _with_variable(raw, name, text, dialect)
             if _reads_as(changed, raw, name, value, dialect):
                 raw = changed
                 break

@@ -203,11 +203,7 @@ def profile_environment(
 def _read_file(
     hermes_home: Optional[Path], environ: Mapping[str, str]
 ) -> Tuple[Optional[Path], Dict[str, Any]]:
-    """Return the config.json that counts and what it holds.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds something else.
-    """
+    """Return the config.json that counts and what it holds; raises as `read_config`."""
     candidates = [Path(hermes_home) / "hindsight" / "config.json"] if hermes_home else []
     if hermes_home:
         # `hermes profile create --clone` copies the folder that is named like the provider.
