@@ -378,7 +378,7 @@ def test_no_descriptor_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         return opened
 
     path = orphan(folder)
-    before = count()
+    before, known = count(), this_process().descriptors
     claim = spool.adopt(path)
     assert claim is not None
     assert count() == before + 1
@@ -398,5 +398,5 @@ def test_no_descriptor_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             call()
     assert not spool.is_live(path)
     assert count() == before
-    assert this_process().descriptors == set()
+    assert this_process().descriptors <= known  # writers of other tests may close theirs
     assert names(folder) == [path.name, path.with_suffix(".lock").name]
