@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         unasked = "no terminal to ask on; use --yes to import without a question"
         if not agreed(f"Import {counted(len(due), 'session')}?", yes=args.yes, unasked=unasked):
             return UNDONE
-        return _import(due, plans, journal, settings, state, args)
+        return _import(plans, journal, settings, state, args)
 
 
 def _stored(past: PastSession, settings: Settings) -> PastSession:
@@ -158,13 +158,9 @@ def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
 
 
 def _import(
-    due: list[_Plan],
-    plans: list[_Plan],
-    journal: _Journal,
-    settings: Settings,
-    state: Path,
-    args: argparse.Namespace,
+    plans: list[_Plan], journal: _Journal, settings: Settings, state: Path, args: argparse.Namespace
 ) -> int:
+    due = [plan for plan in plans if plan.due]
     total = sum(len(plan.past.turns) for plan in due)
     with deferred():
         writer = RetainWriter(settings, state=state)

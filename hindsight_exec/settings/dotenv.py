@@ -13,6 +13,7 @@ import codecs
 import io
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from hindsight_exec.errors import ConfigError
@@ -69,15 +70,12 @@ def _split_embed(text: str) -> List[Entry]:
     return entries
 
 
-def _single_quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _quoted(value: str, quote: str) -> str:
+    return quote + value.replace("\\", "\\\\").replace(quote, "\\" + quote) + quote
 
 
-def _double_quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-HERMES = Dialect(_split_dotenv, (str, _single_quoted, _double_quoted), expand=True)
+_QUOTED = (partial(_quoted, quote="'"), partial(_quoted, quote='"'))
+HERMES = Dialect(_split_dotenv, (str, *_QUOTED), expand=True)
 EMBED = Dialect(_split_embed, (str, '"{}"'.format), expand=False)
 
 
