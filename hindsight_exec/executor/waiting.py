@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+import sys
 import threading
 import time
 
@@ -19,7 +20,7 @@ _logger = logging.getLogger("hindsight_exec")
 #: the wait itself is seen only when that wait ends (measured on 3.13).
 SLICE = 0.5
 
-if hasattr(time, "CLOCK_MONOTONIC"):
+if sys.platform != "win32":
 
     def now() -> float:
         """Seconds on a clock that tests cannot freeze, as they do `time.monotonic`."""
