@@ -159,14 +159,21 @@ class Engine:
 
     def _run_ended(self, run: Optional[Future[None]]) -> None:
         """A run has ended, perhaps after settle(), which then left the files to it."""
-        if run is None or run.cancelled() or run.exception() is not None:
-            self.delivery.ended()
+        was_interrupted = run is not None and not run.cancelled() and run.exception() is not None
         with self.lock:
             self._runs -= 1
-            if self._runs:
-                return
-            abandoned, self._abandoned = self._abandoned, {}
+            abandoned: dict[Backlog, Optional[spool.Claim]] = {}
+            if not self._runs:
+                abandoned, self._abandoned = self._abandoned, abandoned
         self.files.close(abandoned)
+        if was_interrupted:  # SystemExit struck the worker outside of its loop
+            try:
+                self._submit_run()
+                return
+            except RuntimeError:
+                pass
+        if run is None or run.cancelled() or was_interrupted:
+            self.delivery.ended()
 
     # --- what the delivery asks for ---------------------------------------
 

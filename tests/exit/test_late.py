@@ -72,7 +72,12 @@ threading.Thread(target=serve).start()
     assert stored(server.url) == {"s": texts(["first", *range(201)])}
 
 
-@pytest.mark.parametrize("given", ["before", "only"])
+NO_THREADS = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3), reason="starts no thread once exit has begun"
+)
+
+
+@pytest.mark.parametrize("given", ["before", pytest.param("only", marks=NO_THREADS)])
 def test_turns_that_still_arrive_at_exit_are_delivered(
     server: Serving, state: Path, run: Any, given: str
 ) -> None:
@@ -152,9 +157,6 @@ time.sleep(0.1)
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3), reason="starts no thread once exit has begun"
-)
 @pytest.mark.parametrize("given", ["old", "new"])
 def test_the_last_turns_of_all_are_kept_in_one_file(
     server: Serving, state: Path, run: Any, given: str
