@@ -45,8 +45,8 @@ def test_a_callback_that_exits_ends_no_delivery(server: Serving, write: Any) -> 
         serving.close()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("start", range(1, 4))
 def test_an_exception_injected_anywhere_ends_no_delivery(
     server: Serving, tmp_path: Path, start: int, caplog: Any
@@ -76,8 +76,8 @@ def test_an_exception_injected_anywhere_ends_no_delivery(
     assert sys.gettrace() is None
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["put", "counters", "flush", "close", "make"])
 def test_a_finalizer_anywhere_in_a_put_hangs_nothing(
     server: Serving, tmp_path: Path, method: str
