@@ -1,7 +1,7 @@
 """Writes the matrix in docs/hermes.md from docs/hermes.json: python docs/hermes.py
 
-The results are those of `HERMES_MATRIX=docs/hermes.json tox -e hermes -- -m soak`, and likewise
-`hermes-020` and `hermes-022`.
+The results are those of `HERMES_MATRIX=../docs/hermes.json tox -e hermes -- -m soak
+hermes/test_matrix.py`, and likewise of `hermes-020` and `hermes-022`.
 """
 
 from __future__ import annotations
