@@ -170,8 +170,9 @@ class Delivery:
         self.thread = threading.current_thread()
         while True:
             try:
-                if self._step():
-                    return
+                while not self._step():  # inside, or an exception between two steps would end it
+                    pass
+                return
             except BaseException:
                 # SystemExit from a callback, or injected. What was being done
                 # is unknown, so read anew from disk what remains to be done.

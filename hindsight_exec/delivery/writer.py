@@ -105,6 +105,9 @@ class RetainWriter:
         Raises:
             ValueError: An argument is unusable; nothing was taken.
             OutboxFull: The outbox has reached its bound; nothing was taken.
+            OutboxUnavailable: This process was forked while another thread was
+                inside SQLite for 5 seconds, so it must not use it; nothing was
+                taken.
         """
         source = self._source(session, bank, context, tags, metadata, observation_scopes)
 

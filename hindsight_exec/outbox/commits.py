@@ -29,12 +29,11 @@ _LOOK = 1.0
 class _Write:
     """One thread's write: inserts a row of ``table`` and returns the row's id."""
 
-    __slots__ = ("done", "error", "insert", "row", "single", "table", "woken")
+    __slots__ = ("done", "error", "insert", "row", "table", "woken")
 
-    def __init__(self, insert: Callable[[], int], table: str, *, single: bool) -> None:
+    def __init__(self, insert: Callable[[], int], table: str) -> None:
         self.insert = insert
         self.table = table
-        self.single = single
         self.row: Optional[int] = None
         self.error: Optional[Exception] = None
         self.done = False
@@ -71,8 +70,11 @@ class CommittingDatabase(Database):
             table: The table of that row.
             single: ``insert`` runs one statement only, which commits itself.
         """
-        mine = _Write(insert, table, single=single)
         waiting = self._waiting
+        if not waiting and not self.lock.locked():
+            self._write_alone(insert, single=single)
+            return
+        mine = _Write(insert, table)
         leads = False
         try:
             waiting.append(mine)
@@ -90,6 +92,20 @@ class CommittingDatabase(Database):
                     waiting[0].wake()
         if mine.error is not None:
             raise self.ours(mine.error) from None
+
+    def _write_alone(self, insert: Callable[[], int], *, single: bool) -> None:
+        with self.access, self.step:
+            for last_try in (False, True):
+                try:
+                    if single:
+                        insert()
+                    else:
+                        with self.transaction():
+                            insert()
+                    return
+                except sqlite3.OperationalError as error:
+                    if last_try or not self.mends(error):
+                        raise
 
     def _is_first(self, write: _Write) -> bool:
         try:
@@ -116,12 +132,9 @@ class CommittingDatabase(Database):
             self._remove(write)
         for last_try in (False, True):
             try:
-                if len(writes) == 1 and writes[0].single:
+                with self.transaction():
                     self._insert(writes)
-                else:
-                    with self.transaction():
-                        self._insert(writes)
-                        self.unsettled = writes
+                    self.unsettled = writes
                 break
             except sqlite3.OperationalError as error:
                 self.unsettled = []

@@ -55,6 +55,8 @@ class Database(Protocol):
 
     def used_by_this_thread(self) -> bool: ...
 
+    def disown(self) -> object: ...
+
 
 class Process:
     """The databases and the lock files that one process has open.
@@ -124,7 +126,7 @@ def _renew() -> None:
     global _process
     parent = _process
     parent.close_inherited()
-    _inherited.append(list(parent.databases))
+    _inherited.append([database.disown() for database in parent.databases])
     # Without a hook before the fork nobody can tell: uWSGI runs none, or with
     # py-call-osafterfork those of the child only.
     _process = Process(unsafe=not getattr(_forking, "complete", True))

@@ -60,7 +60,7 @@ class Database:
 
     Attributes:
         bytes, known: Kept in memory beside the file. A transaction that is
-            rolled back restores the number and empties the dictionary.
+            rolled back restores the number and replaces the dictionary.
         lock: Held while a thread is inside SQLite. Nothing else of ours is taken
             inside it. A fork takes it, too: see :mod:`.forks`.
     """
@@ -133,7 +133,7 @@ class Database:
     def access(self) -> threading.Lock:
         """The lock, after a check that this thread may wait for it."""
         if self._pid != os.getpid():
-            raise self._inherited()
+            raise self.inherited()
         if self.used_by_this_thread():
             raise OutboxUnavailable(
                 f"the outbox {self.name} is in use by this very thread, which a finalizer or a "
@@ -145,7 +145,15 @@ class Database:
         # Another thread may have it, if Ctrl-C kept this one from saying that it left.
         return self.user == threading.get_ident() and self.lock.locked()
 
-    def _inherited(self) -> OutboxUnavailable:
+    def disown(self) -> object:
+        """Give up the connection, in a forked child, which may be inside a step.
+
+        Returns it, for the caller to keep: closing it would change the file.
+        """
+        connection, self.connection = self.connection, _Inherited(self)  # type: ignore[assignment]
+        return connection
+
+    def inherited(self) -> OutboxUnavailable:
         return OutboxUnavailable(
             f"the outbox {self.name} belongs to process {self._pid}, which forked this one; "
             "open another"
@@ -173,7 +181,7 @@ class Database:
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
         self.bytes = self.bytes_before
-        self.known.clear()
+        self.known = {}
 
     def set_level(self, level: str) -> None:
         """Choose whether commits are synced. Called in a step."""
@@ -228,8 +236,6 @@ class Database:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Called in a step."""
-        if self._pid != os.getpid():  # a signal handler forked between two statements
-            raise self._inherited()
         return self.connection.execute(sql, values)
 
     def first(self, sql: str, values: Sequence[Any] = ()) -> Any:
@@ -300,6 +306,16 @@ class Database:
                 return OutboxUnavailable(f"the outbox {self.name} cannot be used: {text}")
             text = damage[0]
         return OutboxCorrupt(f"the outbox {self.name} is damaged: {text}")
+
+
+class _Inherited:
+    """What a forked child has in place of its parent's connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._database.inherited()
 
 
 class _Step:

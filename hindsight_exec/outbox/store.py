@@ -99,18 +99,20 @@ class Outbox(OutboxReader):
         payload = turn.payload
         size = len(payload) if payload.isascii() else len(payload.encode())  # spares a copy
         row = (turn.given_at, turn.index, str(list(turn.sizes)), payload)  # JSON, too
-        number = 0
+        cache = self._db.known
+        known = cache.get(source)
 
         def insert() -> int:
-            nonlocal number
+            nonlocal known
             self._check_room(size)
-            number, _ = self._source(source)
-            inserted = self._db.execute(_PUT, (number, *row)).lastrowid
+            if known is None or cache is not self._db.known:
+                known = self._source(source)
+            inserted = self._db.execute(_PUT, (known[0], *row)).lastrowid
             self._db.bytes += size
             return inserted  # type: ignore[return-value]  # an INSERT sets it
 
-        self._db.write(insert, "turns", single=source in self._db.known)
-        return number
+        self._db.write(insert, "turns", single=known is not None)
+        return known[0]  # type: ignore[index,no-any-return]  # `insert` sets it
 
     def put_document(
         self, source: Source, document_id: str, item: bytes, given_at: float, turns: int = 1
@@ -154,7 +156,7 @@ class Outbox(OutboxReader):
         if len(self._db.known) >= MAX_SOURCES:
             for unused in _UNUSED:
                 self._db.execute(unused)
-            self._db.known.clear()
+            self._db.known = {}
         where = astuple(source.destination)
         self._db.execute(
             "INSERT OR IGNORE INTO destinations (url, credential, bank) VALUES (?, ?, ?)", where
@@ -335,7 +337,7 @@ class Outbox(OutboxReader):
                 turns += self._db.execute(f"DELETE FROM turns{where}", values).rowcount  # noqa: S608
                 for unused in _UNUSED:
                     self._db.execute(unused)
-                self._db.known.clear()
+                self._db.known = {}
             # Gone from the file too, not only from its index.
             self._db.vacuum_now()
             self._db.first("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import sys
 import threading
@@ -179,8 +180,9 @@ def interrupted_at(place: int) -> Iterator[list[bool]]:
 
     def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal count
-        # The managers of our `with` blocks, too.
-        if raised or not (is_ours(frame) or is_ours(frame.f_back)):
+        # The managers of our `with` blocks, too, but no callbacks of the collector.
+        manages = frame.f_code.co_filename == contextlib.__file__ and is_ours(frame.f_back)
+        if raised or not (is_ours(frame) or manages):
             return None
         frame.f_trace_opcodes = True
         if event == "call":

@@ -288,11 +288,10 @@ def test_a_child_starts_afresh_without_hooks(path: Path, start: Any, hooks: str)
         os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("how", ["os.fork", pytest.param("ctypes_fork", marks=without_hooks)])
-def test_a_fork_inside_a_transaction(path: Path, run: Any, how: str) -> None:
+def test_a_fork_inside_a_transaction(path: Path, run: Any) -> None:
     """A signal handler or a finalizer may fork between two statements of its own thread."""
     ended = run(
-        program(f"""
+        program("""
         outbox.put(source(), turn(1))
         def child():
             with suppress(OutboxUnavailable):
@@ -302,7 +301,7 @@ def test_a_fork_inside_a_transaction(path: Path, run: Any, how: str) -> None:
 
         with outbox._db.access, outbox._db.step, outbox._db.transaction():
             outbox._db.execute("DELETE FROM turns")
-            fork(child, {how})
+            fork(child)
             outbox._db.execute("ROLLBACK")
             outbox._db.execute("BEGIN")
         outbox.put(source(), turn(2))

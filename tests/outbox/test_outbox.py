@@ -272,6 +272,40 @@ def test_sources_that_nothing_is_left_of(outbox: Outbox, monkeypatch: pytest.Mon
     assert len(outbox.held_turns(kept, 10)) == 2
 
 
+def test_destinations_that_nothing_is_left_of(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that sees users without end, each with a bank of its own, keeps what it needs."""
+    monkeypatch.setattr(outbox_room, "MAX_SOURCES", 5)
+    for number in range(50):
+        held = outbox.put(source("s", f"bank {number}"), turn(number))
+        destination = close_all(outbox, held)
+        outbox.complete(batch_of(outbox, destination, str(number)))
+        assert len(outbox.destinations()) <= 7
+        assert len(outbox._db.known) <= 5
+
+
+def test_moving_documents(outbox: Outbox, tmp_path: Path) -> None:
+    """Documents move with their ids and bytes, also out of batches that are not on their way;
+    what is on its way, held or dead stays."""
+    with closing(Outbox(None)) as memory:
+        memory.mark_dead(batch_of(memory, fill(memory, 1, "dead")), "failed", "why")
+        on_its_way = batch_of(memory, fill(memory, 2, "on its way"), "a")
+        waits = batch_of(memory, fill(memory, 3, "waits"), "b")
+        fill(memory, 4, "closed")
+        memory.put(source("held"), turn(9))
+        moving = [one for one in memory.entries() if one["session"] in ("waits", "closed")]
+        assert len(memory.move_documents(outbox, [waits])) == 1
+        assert memory.batches() == [on_its_way]
+        assert {one["session"] for one in memory.entries()} == {"dead", "on its way", "held"}
+        assert memory.bytes == memory._db.first(BYTES)[0]
+    names = ("session", "document_id", "content", "turns", "given_at")
+    assert sorted([one[name] for name in names] for one in outbox.entries()) == sorted(
+        [one[name] for name in names] for one in moving
+    )
+    assert len(outbox.ready(1, 100)) == 7
+
+
 def test_a_batch_is_bound_before_its_first_send(path: Path) -> None:
     """Members, order, bytes and operation id are the same after the file was opened again."""
     with closing(Outbox(path)) as outbox:
