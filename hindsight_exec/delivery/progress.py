@@ -94,7 +94,8 @@ class Progress:
                     return condition()
                 acquire(woken, left)
             finally:
-                with contextlib.suppress(ValueError):
+                # It is gone if it was woken; without the GIL, others may come and go.
+                with contextlib.suppress(ValueError, IndexError, RuntimeError):
                     self._waiters.remove(woken)
 
     def wait_for_change(self, timeout: float) -> None:

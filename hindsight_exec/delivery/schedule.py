@@ -1,8 +1,8 @@
-"""What is due: which held turns make a document, which documents a batch, and
-when a server is asked again.
+"""Decides what is due: which turns make a document, which documents a batch, and
+when to ask a server again.
 
-Pure: no threads, no disk, no HTTP, and no clock but the one handed in (seconds
-of any monotonic clock).  ``tests/delivery/test_schedule.py`` runs it against a model.
+Pure: no threads, no disk, no HTTP, and no clock but the time that callers pass
+(monotonic seconds). ``tests/delivery/test_schedule.py`` runs it against a model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Hold:
 
 
 class _Chunks:
-    """Counts the chunks that the server makes of messages, one after the other."""
+    """Counts the chunks into which the server cuts a sequence of messages."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -68,7 +68,7 @@ class _Chunks:
         for size in sizes:
             self.chars += size
             if size > self._room:
-                # A message longer than a chunk is cut by itself.
+                # The server cuts a message that is longer than a chunk by itself.
                 self.count += max(1, -(-size // CHUNK))
                 self._room = CHUNK - size if size < CHUNK else 0
             else:
@@ -80,28 +80,28 @@ class _Chunks:
 
 
 def chunks(turns: Iterable[Sequence[int]]) -> int:
-    """How many chunks a document of turns with messages of these sizes costs."""
-    made = _Chunks()
+    """Return the chunks of a document of turns with messages of these sizes."""
+    counted = _Chunks()
     for sizes in turns:
-        made.add(sizes)
-    return made.count
+        counted.add(sizes)
+    return counted.count
 
 
 def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -> int:
-    """How many of the held turns, from the oldest, make the next document.
+    """Return how many of the held turns, from the oldest, make the next document.
 
-    Each chunk costs an LLM call, so it matters where to cut: of the cuts that
-    reach ``hold.chars``, and the one right before, that which fills its chunks
-    best is taken. With turns of two messages, 680 and 980 characters, that is
+    Each chunk costs an LLM call, so the cut matters. Of the cuts that reach
+    ``hold.chars``, and the one right before, this chooses the one that fills its
+    chunks best. With turns of two messages, 680 and 980 characters, that is
     three turns (two chunks) and never two (two chunks as well).
 
     Args:
-        turns: Sizes of the messages of each held turn, oldest first.
-        hold: What the turns wait for.
-        ended: The hold has ended: whatever there is goes.
+        turns: The message sizes of each held turn, oldest first.
+        hold: How long the turns are held.
+        ended: The hold has ended: all turns are due.
 
     Returns:
-        The number of turns, 0 if they go on waiting.
+        The number of turns; 0 if they stay held.
     """
     if turns and hold.at_once:
         return 1
@@ -110,28 +110,28 @@ def first_document(turns: Sequence[Sequence[int]], hold: Hold, *, ended: bool) -
             return hold.turns
         return len(turns) if ended else 0
     limit = 3 * max(hold.chars, CHUNK)
-    made = _Chunks()
+    chunked = _Chunks()
     best, best_fill, before = 0, 0.0, 0.0
     for count, sizes in enumerate(turns, 1):
-        made.add(sizes)
-        if best and made.chars > limit:
+        chunked.add(sizes)
+        if best and chunked.chars > limit:
             break
-        if made.chars >= hold.chars:
+        if chunked.chars >= hold.chars:
             if not best and count > 1:
                 best, best_fill = count - 1, before
-            if made.fill >= best_fill:
-                best, best_fill = count, made.fill
-        before = made.fill
+            if chunked.fill >= best_fill:
+                best, best_fill = count, chunked.fill
+        before = chunked.fill
     if not best:
         return len(turns) if ended else 0
-    # Who wants documents smaller than a chunk does not want them filled.
-    if ended or best_fill >= _WELL_FILLED or made.chars >= limit or hold.chars < CHUNK:
+    # Whoever sets documents smaller than a chunk does not want chunks filled.
+    if ended or best_fill >= _WELL_FILLED or chunked.chars >= limit or hold.chars < CHUNK:
         return best
     return 0
 
 
 def documents(turns: Sequence[Sequence[int]], hold: Hold) -> Iterator[int]:
-    """Numbers of turns: how a conversation that is over is cut into documents."""
+    """Yield the number of turns of each document of a conversation that is over."""
     start = 0
     while start < len(turns):
         count = first_document(turns[start:], hold, ended=True)
@@ -140,7 +140,7 @@ def documents(turns: Sequence[Sequence[int]], hold: Hold) -> Iterator[int]:
 
 
 def first_batch(sizes: Sequence[int]) -> int:
-    """How many of the documents of these sizes (bytes) go into one request."""
+    """Return how many of the documents of these sizes (bytes) go into one request."""
     total = 0
     for count, size in enumerate(sizes):
         total += size
@@ -155,10 +155,10 @@ def _uniform(low: float, high: float) -> float:
 
 @dataclass
 class Backoff:
-    """When something that failed is tried again: full jitter, doubling.
+    """When to retry after failures: doubling, with full jitter.
 
-    ``base`` and ``cap`` are seconds. Full jitter (a uniform draw from nothing
-    to the bound) keeps many clients from coming back all at once.
+    ``base`` and ``cap`` are seconds. Full jitter (a uniform draw between 0 and
+    the bound) keeps many clients from coming back at once.
     """
 
     base: float = 0.5
@@ -168,7 +168,7 @@ class Backoff:
     not_before: float = 0.0
 
     def failed(self, now: float, retry_after: Optional[float] = None) -> None:
-        """Note a failure; what the server asked for is the least that is waited."""
+        """Note a failure; ``retry_after`` of the server is the minimum wait."""
         bound = min(self.cap, self.base * 2 ** min(self.failures, 32))
         self.failures += 1
         self.not_before = now + max(self.uniform(0, bound), retry_after or 0.0)
@@ -178,18 +178,18 @@ class Backoff:
         self.not_before = 0.0
 
     def hurry(self) -> None:
-        """Somebody waits: try once more at once, keeping count of failures."""
+        """Retry at once, because a thread waits; the count of failures stays."""
         self.not_before = 0.0
 
 
 @dataclass
 class Lane:
-    """What is known of a server: how many requests it has, and its backoff.
+    """The requests in flight to a server, and its backoff.
 
     Attributes:
-        width: Requests at once while all is well. A server in trouble gets one.
-        paused: It refused the key; nothing is sent until ``not_before`` or
-            another key.
+        width: Concurrent requests; a server in trouble gets one.
+        paused: The server refused the key; nothing is sent until ``not_before``
+            or until the key changes.
     """
 
     width: int = 4
@@ -198,7 +198,7 @@ class Lane:
     paused: bool = False
 
     def open_at(self, now: float) -> Optional[float]:
-        """When the next request may start; None while the lane is full."""
+        """Return when the next request may start; None while the lane is full."""
         width = 1 if self.backoff.failures else self.width
         if len(self.in_flight) >= width:
             return None
@@ -209,19 +209,19 @@ class Lane:
         return start is not None and start <= now
 
 
-#: Seconds between acceptance and the questions whether an operation is done.
+#: Seconds between the polls of an accepted operation.
 _POLLS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-#: Seconds before a failed operation is told to run again. The server itself
-#: tried four times, over some 210 s, before it said "failed" (1.1.0).
+#: Seconds before the retries of a failed operation. The server itself tried four
+#: times within some 210 s before it reported "failed" (1.1.0).
 _RETRIES = (0.0, 30.0, 120.0, 300.0, 600.0)
 LONGEST_RETRY = max(_RETRIES)
 
 
 def next_poll(polls: int) -> float:
-    """Seconds to wait before the next question, after so many."""
+    """Return the seconds to wait before the next poll, after so many."""
     return _POLLS[min(polls, len(_POLLS) - 1)]
 
 
 def next_retry(retries: int) -> Optional[float]:
-    """Seconds to wait before the next retry, after so many; None: give up."""
+    """Return the seconds to wait before the next retry, after so many; None to give up."""
     return _RETRIES[retries] if retries < len(_RETRIES) else None
