@@ -209,6 +209,9 @@ ELSEWHERE = {
                 "-m soak test_machine.py",
                 "client/test_client.py",
                 "executor/test_cpython_suite.py",
+                "-m soak outbox/test_forks.py",
+                "powercut/test_power_cuts.py",
+                "-m soak powercut/test_power_cuts.py",
             )
         },
     },
