@@ -116,9 +116,10 @@ class Outcomes:
             return await lease.use(request)
 
         future = background_loop().run(run())
+        # First: whatever strikes this thread next, it is woken for the response.
+        future.add_done_callback(lambda _: self._wake())
         self.in_flight[future] = (handler, exchange)
         exchange.started(future)
-        future.add_done_callback(lambda _: self._wake())
         if self.abandoned:
             future.cancel()  # cancel() ran before the future was noted
         return future
