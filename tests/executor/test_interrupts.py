@@ -234,8 +234,11 @@ from hindsight_exec import DrainingExecutor
 class Interrupt(BaseException):
     pass
 
+armed = False  # a signal may be handled only after the timer was stopped
+
 def interrupt(*_):
-    raise Interrupt
+    if armed:
+        raise Interrupt
 
 signal.signal(signal.SIGALRM, interrupt)
 interrupted = 0
@@ -243,13 +246,15 @@ for number in range(600):
     executor = DrainingExecutor()
     ran, futures = [], []
     try:
+        armed = True
         signal.setitimer(signal.ITIMER_REAL, random.random() * 0.0008 + 1e-6)
         for n in range(20):
             futures.append(executor.submit(ran.append, n))
         executor.drain()
         executor.shutdown(cancel_futures=bool(number % 2))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        armed = False
     except Interrupt:
+        armed = False
         interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert executor.drain(30), executor
