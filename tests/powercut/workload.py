@@ -221,6 +221,8 @@ def damage(host: Host) -> None:
     own.outbox.close()
     path = own.outbox.path
     assert path is not None
+    # Or a loss of power could bring its log back, and it would not be damaged any more.
+    spool.sync_names(path.parent)
     descriptor = os.open(path, os.O_RDWR)
     mark("damage", path.stem)
     os.pwrite(descriptor, b"\xff" * 4096, (page - 1) * 4096)
