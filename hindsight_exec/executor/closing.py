@@ -96,9 +96,9 @@ class DrainableWork(Work):
         if self.expired:
             return
         self.close(lambda: ExecutorClosed(AFTER_EXIT))
-        self.stopping = True
         if self.pending:
             self._cancelling = Background(lambda: self._cancel_queued(abandon=True))
+            self.stopping = True  # now that there is one who cancels what workers leave
             if "on_deadline" in self._uncalled:
                 self._on_deadline = Background(lambda: self.call("on_deadline"), "on_deadline")
         self.expired = bound or f"drain_timeout ({self.drain_timeout:g} s) expired"

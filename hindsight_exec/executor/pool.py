@@ -139,15 +139,15 @@ class DrainingExecutor(ThreadPoolExecutor):
             fn = functools.partial(contextvars.copy_context().run, fn)
         if work.resolve_task is not None:
             fn, args, kwargs = None, work.resolve_task(fn, args, kwargs), None  # type: ignore[assignment]
-        if not work.workers:
-            worker.start(work)
         pending = work.pending
         future = JobFuture()
         token = object()
         try:
             work.queue.put((future, fn, args, kwargs, token))
-            # Counted when it is queued: what interrupts this thread in between,
-            # and drains, would wait for a job that nobody can begin.
+            if not work.workers:
+                worker.start(work)
+            # Counted when a worker has it in reach: what interrupts this thread
+            # before, and drains, would wait for a job that nobody can begin.
             pending.add(token)
             if future.finished:
                 pending.finish(token)  # the worker was faster

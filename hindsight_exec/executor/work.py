@@ -72,7 +72,8 @@ class Work:
     * A job is in ``pending`` from when ``submit`` returns, at the latest, until
       its future is done. Whoever finds ``pending`` empty finds all accepted
       jobs done.
-    * Whoever has a job accepted has a worker, which is started before.
+    * An accepted job has a worker: one is started before the job is counted, or
+      the submission is taken back.
     * A submission that races with the end of the queue is settled by
       ``Future.cancel``. If a worker has begun the job, it was accepted; if the
       job can be cancelled, it is refused.

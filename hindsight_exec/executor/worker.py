@@ -45,7 +45,7 @@ class Context:
 
 
 def start(work: Work) -> None:
-    """Start a worker, for a job that is queued thereafter."""
+    """Start a worker; raise if there is none then."""
     stay_first()
     work.register.add(work)
     enlisted = threading.Lock()
