@@ -151,5 +151,6 @@ class DrainableWork(Work):
                 # The standard library leaves this out, and as_completed() and
                 # wait() then never hear of it.
                 future.set_running_or_notify_cancel()
+            future.finished = True
             self.pending.finish(token)
         self.queue.put(None)  # it was taken, too

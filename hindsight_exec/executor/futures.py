@@ -24,7 +24,7 @@ class JobFuture(Future):  # type: ignore[type-arg]
     whoever cancels does not ask how the job ends.
     """
 
-    #: Set by the worker before it counts the job as done.
+    #: Set before the job is counted as done, as that may be before it is counted at all.
     finished = False
     _cancelled_by_holder = False
     _unseen: Optional[_UnseenFailure] = None

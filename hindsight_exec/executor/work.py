@@ -219,6 +219,7 @@ class Work:
             future, token = job
             if future.set_running_or_notify_cancel():
                 future.set_exception(self.broken(message))
+            future.finished = True
             self.pending.finish(token)
 
     def join(self, timeout: Optional[float]) -> None:

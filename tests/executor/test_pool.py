@@ -226,6 +226,28 @@ def test_failing_initializer(make, caplog, kind):
     assert "Exception in initializer" in caplog.text
 
 
+def test_initializer_that_fails_within_the_first_submission(make, monkeypatch):
+    """The broken executor has nothing pending if it broke before submit had counted the job."""
+    executor = make(initializer=divmod, initargs=(1, 0))
+    add = type(executor._work.pending).add
+
+    class Slow(type(executor._work.pending)):
+        def add(self, token):
+            executor._work.workers[0].join(LIMIT)
+            add(self, token)
+
+    executor._work.pending = Slow()
+    try:
+        future = executor.submit(int)
+    except BrokenThreadPool:
+        pass
+    else:
+        with pytest.raises(BrokenThreadPool):
+            future.result(LIMIT)
+    assert executor.drain(LIMIT)
+    assert executor.pending == 0
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_number_of_workers(workers):
     """max_workers below 1 is a ValueError, with the standard library's words."""
