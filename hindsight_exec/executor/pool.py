@@ -13,7 +13,6 @@ import functools
 import itertools
 import os
 from concurrent.futures.thread import BrokenThreadPool, ThreadPoolExecutor
-from os import getpid
 
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import closing, process, worker
@@ -38,6 +37,7 @@ def _code_file(function: Any) -> object:
     return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
+_mark = process.mark
 _numbers = itertools.count().__next__
 
 # To be compared with; None if it is patched already. Told by the file it is in.
@@ -128,8 +128,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             RuntimeError: The system can start no thread; nothing was taken.
         """
         work = self._work
-        # A host that forks in C need not run at-fork hooks: ask for the pid.
-        if work.pid != getpid():
+        if work.mark != _mark[0]:  # this is a forked child
             work = self._renewed()
         if work.gated:
             work.admit()
@@ -144,7 +143,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         token = object()
         try:
             work.queue.put((future, fn, args, kwargs, token))
-            if not work.workers:
+            if not work.capacity:
                 worker.start(work)
             # Counted when a worker has it in reach: what interrupts this thread
             # before, and drains, would wait for a job that nobody can begin.
@@ -153,7 +152,7 @@ class DrainingExecutor(ThreadPoolExecutor):
                 pending.finish(token)  # the worker was faster
             if work.gated:
                 work.confirm(future, token)
-            if len(pending) > len(work.workers) < work.max_workers:
+            if len(pending) > work.capacity:
                 worker.start(work)
         except BaseException:
             work.withdraw(future, token)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import queue
+import sys
 import threading
 import weakref
 from types import FunctionType
@@ -108,13 +109,16 @@ class Work:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        process.renew_if_forked()
         self.pid = process.pid
+        self.mark = process.mark[0]
         # Looked up now: gevent exchanges these classes when it patches.
         self.lock = threading.Lock()
         #: First in, first out: (future, fn, args, kwargs, token), at the end None.
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.pending = Pending()
         self.workers: list[threading.Thread] = []
+        self.capacity = 0  # pending jobs beyond it, the running ones included, need a worker
         self.left = 0  # workers that have left
         self.stopping = False  # workers begin no further job
         self.refuses_own_jobs = False
@@ -180,6 +184,8 @@ class Work:
             if len(self.workers) >= self.max_workers:
                 return False
             self.workers.append(threading.current_thread())
+            count = len(self.workers)
+            self.capacity = count if count < self.max_workers else sys.maxsize
             self.register.works.add(self)
             return True
 

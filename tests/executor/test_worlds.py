@@ -185,16 +185,18 @@ def in_child(function):
     not hasattr(os, "fork") or sys.implementation.name != "cpython" or sys.platform == "darwin",
     reason="forks as uWSGI does",
 )
+@pytest.mark.parametrize("told_by", ["a page", "the pid"])
 @pytest.mark.parametrize("state", ["idle", "busy", "closed"])
-def test_forked_without_hooks(run, state):
-    """Whoever finds another pid starts afresh: the parent's jobs stay the parent's."""
+def test_forked_without_hooks(run, state, told_by):
+    """Whoever finds itself in another process starts afresh: the parent's jobs stay the parent's."""
     prepare = {
         "idle": "executor.submit(int).result()",
         "busy": "executor.submit(go.wait); executor.submit(say, 'of the parent')",
         "closed": "executor.submit(int).result(); executor.shutdown()",
     }
     ended = run(
-        FORKED_IN_C
+        ("import sys; sys.modules['mmap'] = None\n" if told_by == "the pid" else "")
+        + FORKED_IN_C
         + textwrap.dedent(
             f"""
             executor = DrainingExecutor(thread_name_prefix="writer")
