@@ -80,7 +80,7 @@ version: {hindsight_exec.__version__}
 description: "Hindsight memory that never loses a turn."
 requires_hermes: ">=0.19"
 pip_dependencies:
-  - aiohttp>=3.9.0,<4
+  - aiohttp>=3.9.1,<4
 """,
 }
 

@@ -78,7 +78,7 @@ def test_switched_off(managed):
     """Where an update does switch the provider off, we say when and why, and bring it back."""
     manifest = managed.home / "plugins" / "hindsight_exec" / "plugin.yaml"
     good = manifest.read_text()
-    manifest.write_text(good.replace("aiohttp>=3.9.0,<4", "aiohttp>=99"))
+    manifest.write_text(good.replace("aiohttp>=3.9.1,<4", "aiohttp>=99"))
     managed.run(managed.checkout.update())
     found = eviction(managed.home)
     assert found is not None
