@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hindsight_exec.conversation.turns import identifier, turn
@@ -21,7 +20,7 @@ from hindsight_exec.hermes import embedded, host
 from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, shown_of, when
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
-from hindsight_exec.settings.folders import default_hermes_home
+from hindsight_exec.settings.folders import absolute, default_hermes_home
 
 from .connection import ask, outcome, probe, put_patiently, until_stored
 from .console import (
@@ -42,6 +41,7 @@ from .targets import advice
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
@@ -83,7 +83,7 @@ class _Plan:
 
 
 def run(args: argparse.Namespace) -> int:
-    home = Path(args.home).expanduser() if args.home else default_hermes_home(os.environ)
+    home = absolute(args.home) if args.home else default_hermes_home(os.environ)
     settings = host.load_settings(home)
     if settings.unusable or not settings.configured:
         remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"

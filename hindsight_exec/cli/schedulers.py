@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Sequence, Union
 
 from hindsight_exec.errors import ConfigError, HindsightExecError
+from hindsight_exec.settings.folders import absolute
 
 _NAME = "hindsight-exec-flush"
 # Ends our line in a table of cron's.
@@ -88,11 +89,11 @@ class Launchd:
 
     @staticmethod
     def _file() -> Path:
-        return Path("~/Library/LaunchAgents").expanduser() / f"{_NAME}.plist"
+        return absolute("~/Library/LaunchAgents") / f"{_NAME}.plist"
 
     @staticmethod
     def _domain() -> str:
-        return f"gui/{Path.home().stat().st_uid}"
+        return f"gui/{absolute('~').stat().st_uid}"
 
     def show(self, command: Sequence[str], every: float) -> str:
         agent = {
@@ -175,7 +176,7 @@ def choose(name: str | None) -> Scheduler:
 def config_folder() -> Path:
     """Where programs of the user keep their configuration."""
     base = Path(os.environ.get("XDG_CONFIG_HOME", "").strip())
-    return base if base.is_absolute() else Path("~/.config").expanduser()
+    return base if base.is_absolute() else absolute("~/.config")
 
 
 def _ends_well(*command: str) -> bool:

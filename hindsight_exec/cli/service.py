@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hindsight_exec.errors import ConfigError
+from hindsight_exec.settings.folders import absolute
 
 from . import schedulers
 from .console import OK, UNDONE, duration, note, say, say_json
@@ -35,7 +36,7 @@ _LATE = 3
 def install(args: argparse.Namespace) -> int:
     """Write the configuration, and register with the scheduler."""
     environment = {name: value for name, value in os.environ.items() if _is_kept(name)}
-    state = str(args.state.expanduser().absolute()) if args.state else None
+    state = str(absolute(args.state)) if args.state else None
     places = folders(args.state)
     scheduler = schedulers.choose(args.scheduler)
     file = _file()

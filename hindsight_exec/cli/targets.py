@@ -11,7 +11,7 @@ from hindsight_exec.client.urls import normalise_url
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded, host
 from hindsight_exec.settings.config import Settings
-from hindsight_exec.settings.folders import default_hermes_home, state_folder
+from hindsight_exec.settings.folders import absolute, default_hermes_home, state_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def advice(words: str) -> str:
 
 def folder(state: Path | None) -> Path:
     """The state directory: the named one, else the environment's, else the user's."""
-    return state.expanduser().absolute() if state else state_folder(os.environ)
+    return absolute(state) if state else state_folder(os.environ)
 
 
 def folders(state: Path | None) -> list[Path]:

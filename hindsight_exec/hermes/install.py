@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Optional
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.files import read_bytes, write_file
-from hindsight_exec.settings.folders import default_hermes_home
+from hindsight_exec.settings.folders import absolute, default_hermes_home
 
 from . import setup
 from .eviction import eviction
@@ -88,7 +88,7 @@ def _examples(*commands: str) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Run a command and return the exit status: 0 done, 1 it could not be done."""
-    home = Path(args.home or default_hermes_home(os.environ)).expanduser().absolute()
+    home = absolute(args.home or default_hermes_home(os.environ))
     try:
         if args.hermes_command == "status":
             return _status(home, as_json=args.json)
@@ -277,7 +277,7 @@ def _carry_out(plan: _Plan, args: argparse.Namespace) -> int:
                 path.unlink()
         for folder in plan.remove:
             _remove_empty(folder)
-        home = Path(args.home or default_hermes_home(os.environ)).expanduser().absolute()
+        home = absolute(args.home or default_hermes_home(os.environ))
         (setup.link_for_panel if plan.panel else setup.unlink_for_panel)(home)
     if args.json:
         shown = {"changed": not args.dry_run, "changes": plan.changes, "notes": plan.notes}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Mapping
 
 from hindsight_exec.errors import ConfigError
 
-__all__ = ["default_hermes_home", "managed_folder", "state_folder", "user_home"]
+__all__ = ["absolute", "default_hermes_home", "managed_folder", "state_folder", "user_home"]
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -19,7 +20,7 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     """
     named = environ.get("HINDSIGHT_EXEC_STATE", "").strip()
     if named:
-        return Path(named).expanduser().absolute()
+        return absolute(named)
     if sys.platform == "win32":
         base = _local_app_data(environ)
     elif sys.platform == "darwin":
@@ -51,11 +52,23 @@ def managed_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HERMES_MANAGED_DIR", "").strip() or "/etc/hermes")
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path, with a leading ``~`` or ``~user`` replaced.
+
+    Raises:
+        ConfigError: There is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except (KeyError, RuntimeError) as error:  # KeyError: on 3.9, for a user without a name
+        raise ConfigError(f"{os.fspath(path)!r}: no such user, or no home folder") from error
+
+
 def user_home(environ: Mapping[str, str]) -> Path:
     named = Path(environ.get("HOME", "") if sys.platform != "win32" else "")
     try:
-        return named if named.is_absolute() else Path.home()
-    except RuntimeError as error:
+        return named if named.is_absolute() else absolute("~")
+    except ConfigError as error:
         raise ConfigError(
             "no home folder: set HOME, or HINDSIGHT_EXEC_STATE to a folder"
         ) from error

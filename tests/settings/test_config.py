@@ -13,7 +13,7 @@ from hindsight_exec.errors import ConfigError
 from hindsight_exec.settings import config, keyring
 from hindsight_exec.settings.config import Settings
 from hindsight_exec.settings.credentials import resolve_credential
-from hindsight_exec.settings.folders import default_hermes_home, state_folder
+from hindsight_exec.settings.folders import absolute, default_hermes_home, state_folder
 from hindsight_exec.settings.values import brief
 
 BUNDLED_DEFAULTS = {
@@ -531,13 +531,20 @@ def test_where_hermes_lives(tmp_path, monkeypatch):
     assert default_hermes_home({"LOCALAPPDATA": str(tmp_path)}) == tmp_path / "hermes"
 
 
-def test_no_home_folder(monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, KeyError])
+def test_no_home_folder(monkeypatch, error):
     """Without a home folder the state folder is a clear error, and loading still works."""
 
-    def homeless():
-        raise RuntimeError
+    def homeless(_):
+        raise error
 
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(ConfigError, match="HINDSIGHT_EXEC_STATE"):
         state_folder({})
     assert Settings.load(None, {}).source is None
+
+
+def test_folder_of_an_unknown_user():
+    """A folder below the home of a user who does not exist is a clear error."""
+    with pytest.raises(ConfigError, match="'~nobody-of-that-name/x': no such user"):
+        absolute("~nobody-of-that-name/x")
