@@ -41,7 +41,7 @@ class Holding:
 
     Attributes:
         last: When the last turn was given (monotonic seconds).
-        looked: The number of turns when no document could be made of them.
+        looked: So many turns were looked at, and no document could be made of them.
         ended: The turns are due, however few they are.
         noticed: The worker has been told that they are due.
     """
@@ -201,8 +201,9 @@ class Backlog:
         with self.progress.lock:
             held.noticed = False  # a turn that arrives from here on wakes the worker again
             held.ended = held.ended and not ended
+        limit = _ROWS
         while True:
-            rows = self.outbox.held_turns(number, _ROWS)
+            rows = self.outbox.held_turns(number, limit)
             documents, start = [], 0
             while start < len(rows):
                 sizes = [turn.sizes for _, turn in rows[start:]]
@@ -218,13 +219,15 @@ class Backlog:
                 start += count
             if documents:
                 self.ready.add(self.outbox.close_documents(number, documents))
-            if len(rows) < _ROWS or not documents:
+            if len(rows) < limit:
                 break
+            if not documents:
+                limit *= 2  # a document may be longer
         with self.progress.lock:
             # Counted under the lock: a turn noted before is in the file, and a
             # turn noted later adds to this count.
             held.turns, held.chars = self.outbox.count_held(number)
-            held.looked = held.turns
+            held.looked = len(rows) - start  # others arrived since: look again
             if not held.turns:
                 self.holding.pop(number, None)
 

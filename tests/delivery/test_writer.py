@@ -131,6 +131,35 @@ def test_every_n_turns(server: Serving, write: Any) -> None:
     assert stored(server.url)["s"] == texts(range(5), "x" * 700)
 
 
+def test_turns_that_come_while_documents_are_closed(
+    server: Serving, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns that come after the worker has read the held ones wait for no other turn."""
+    writer = write(server.url, retain_every_n_turns=3)
+    late = [3, 4, 5]
+
+    def read(outbox: Outbox, number: int, count: int) -> Any:
+        rows = held_turns(outbox, number, count)
+        while rows and late:
+            writer.put(turn(late.pop(0)), session="s")
+        return rows
+
+    held_turns = Outbox.held_turns
+    monkeypatch.setattr(Outbox, "held_turns", read)
+    for number in range(3):
+        writer.put(turn(number), session="s")
+    eventually(lambda: writer.counters().accepted == 6)
+
+
+def test_a_document_of_more_turns_than_are_read_at_once(server: Serving, write: Any) -> None:
+    """With `retain_every_n_turns` at 700, a document has 700 turns."""
+    writer = write(server.url, retain_every_n_turns=700, durability="normal")
+    for number in range(701):
+        writer.put(turn(number), session="s")
+    eventually(lambda: writer.counters().accepted == 700)
+    assert len(documents(server.url)) == 1
+
+
 def test_immediate_turns_and_texts_go_at_once(server: Serving, write: Any) -> None:
     """What somebody asked to be remembered is a document of its own, and not held."""
     writer = write(server.url)
