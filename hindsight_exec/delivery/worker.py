@@ -16,7 +16,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Callable, Optional
 
-from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
+from hindsight_exec.errors import OutboxCorrupt, OutboxError, OutboxUnavailable
 from hindsight_exec.executor import waiting
 
 from .backlog import keeps_failing
@@ -262,8 +262,16 @@ class Delivery:
 
     def _reload(self, backlog: Backlog) -> None:
         backlog.reload()
-        own = [one for one in self.backlogs if not (one.adopted or one.broken)]
-        self.progress.limit(row for one in own for row in one.unfinished())
+        rows: list[tuple[Source, int, int]] = []
+        for one in self.backlogs:
+            if one.adopted or one.broken:
+                continue
+            try:
+                rows += one.unfinished()
+            except OutboxError:
+                one.stale = True  # this one may be delivered; counted when both can be read
+                return
+        self.progress.limit(rows)
 
     def _deliver(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Do what is due in a backlog; return when other things will be."""

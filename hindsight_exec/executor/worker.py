@@ -101,14 +101,14 @@ def _serve(work: Work, enlisted: threading.Lock) -> None:
 
 def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
     finish = work.pending.finish
-    # A `for` statement, as from 3.10 on nothing can be injected between the end
-    # of get() and the assignment. `True` is its argument `block`. (iter(get,
-    # None) in a subinterpreter crashes 3.12.1.)
+    # From 3.10 on nothing can be injected from the end of get() to the first
+    # jump, if this is a `for` statement. `True` is its argument `block`.
+    # (iter(get, None) in a subinterpreter crashes 3.12.1.)
     for job in map(work.queue.get, itertools.repeat(True)):
-        if job is None:
-            return
-        future, fn, args, kwargs, token = job
         try:
+            if job is None:
+                return
+            future, fn, args, kwargs, _ = job
             if future.set_running_or_notify_cancel():
                 try:
                     result = run(args) if fn is None else fn(*args, **kwargs)
@@ -116,16 +116,23 @@ def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
                     future.fail(work.name, error)
                 else:
                     future.set_result(result)
-        except BaseException:
+        except BaseException as error:
             # A done callback raised SystemExit, for example: only an Exception
-            # is caught for it. The worker is for all jobs, so it goes on.
+            # is caught for it. Or another thread injected it. The worker is for
+            # all jobs, so it goes on.
             log(logging.CRITICAL, "%s: exception in worker", work.name, exc_info=True)
+            if job is None:
+                return
+            if not job[0].done():
+                job[0].set_exception(error)
         finally:
-            future.finished = True
-            # Forget the job before it counts as done. A traceback may keep
-            # this frame alive.
-            job = future = fn = args = kwargs = result = None  # noqa: PLW2901
-            finish(token)
+            if job is not None:
+                job[0].finished = True
+                token = job[4]
+                # Forget the job before it counts as done. A traceback may keep
+                # this frame alive.
+                job = future = fn = args = kwargs = result = None  # noqa: PLW2901
+                finish(token)
         if work.stopping or work.pid != process.pid:
             return  # out of time; or the job has forked, and the rest is the parent's
 

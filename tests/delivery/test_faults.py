@@ -179,12 +179,28 @@ def test_a_disk_that_fails_for_a_while(
     assert sorted(stored(server.url)["s"]) == sorted(texts(range(6)))
 
 
+# A disk that failed to sync may refuse to read the file, too, until it has recovered.
+UNREADABLE = """
+from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.outbox.store import Outbox
+
+def unfinished(outbox, read=Outbox.unfinished):
+    if outbox.path is not None:
+        raise OutboxUnavailable("not recovered")
+    return read(outbox)
+
+Outbox.unfinished = unfinished
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits on file sizes")
-def test_a_limit_on_file_sizes(run: Any, state: Path, server: Serving) -> None:
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_limit_on_file_sizes(run: Any, state: Path, server: Serving, readable: bool) -> None:
     """A file that may not grow is a disk that is full: nothing is lost, and it is said once."""
     program = GIVE + (
         "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
-        "writer = make()\n"
+        + ("" if readable else UNREADABLE)
+        + "writer = make()\n"
         "for number in range(100):\n"
         "    writer.put(turn(number, 'x' * 2000), session=str(number))\n"
         "writer.flush(3)\n"

@@ -45,16 +45,20 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+@pytest.mark.parametrize("pause", [0, pytest.param(0.3, marks=pytest.mark.soak)])
 def test_a_thread_that_lives_on_has_its_turns_delivered(
-    server: Serving, state: Path, run: Any
+    server: Serving, state: Path, start: Any, pause: float
 ) -> None:
-    """A server in a non-daemon thread outlives main: its turns arrive while it runs, and its last."""
-    ended = run(
+    """A server in a non-daemon thread outlives main, at once or for a minute: its turns arrive
+    while it runs, and its last."""
+    child = start(
         PROGRAM
+        + f"pause = {pause}"
         + """
 def serve():
     main_is_over.wait()
     for number in range(200):
+        time.sleep(pause)
         give(number)
         if number % 20 == 19:
             assert writer.flush(60, completed=True)
@@ -67,6 +71,7 @@ threading.Thread(target=serve).start()
         server.url,
         str(state),
     )
+    ended = child.end(300)
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.split() == [str(number) for number in range(21, 202, 20)]
     assert stored(server.url) == {"s": texts(["first", *range(201)])}
