@@ -10,6 +10,8 @@ from typing import Any, Iterator
 import pytest
 from serving import Serving, documents
 
+import hindsight_exec
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -53,6 +55,13 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_the_api_reference_is_complete() -> None:
+    """Each public name has its entry, and no other has one."""
+    page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto\w+:: (\w+)", page, re.MULTILINE)
+    assert sorted([*entries, "__version__"]) == sorted(hindsight_exec.__all__)
 
 
 def test_the_configuration_reference_is_current() -> None:

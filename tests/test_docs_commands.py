@@ -173,10 +173,10 @@ ELSEWHERE = {
             f"tox -e {name}": (CI, step)
             for name, step in (
                 ("py39", "${found[$name]}"),
-                ("lowest", "tox_step lowest"),
                 ("lint", "tox_step lint"),
                 ("types", "tox_step types"),
                 ("wheel", "tox_step wheel"),
+                ("docs", "tox_step docs"),
                 ("hermes", "tox_step hermes"),
                 ("hermes-022", "tox_step hermes-022"),
                 ("hindsight", "tox_step hindsight"),
@@ -186,6 +186,7 @@ ELSEWHERE = {
         **{
             f"tox -e {name}": ("tox.ini", words)
             for name, words in (
+                ("lowest", "the oldest dependencies"),
                 ("hindsight-soak", "hindsight and soak"),
                 ("soak", "soak and not hermes"),
                 ("bench", "python -m benchmarks"),
