@@ -29,6 +29,12 @@ def _snippets() -> list[Any]:
     ]
 
 
+def test_every_snippet_is_found() -> None:
+    """None is indented, in a list for example, where it would not be run."""
+    fences = sum(document.read_text().count("```python") for document in DOCUMENTS)
+    assert fences == len(_snippets())
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
     """Where the snippets send to."""

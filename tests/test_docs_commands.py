@@ -119,6 +119,10 @@ ELSEWHERE = {
             "readme_step",
         ),
         "pip install .": (CI, "readme_step"),
+        "pip install --no-deps .": (
+            "tests/test_package.py",
+            "test_the_executor_needs_no_dependency",
+        ),
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),
@@ -129,6 +133,12 @@ ELSEWHERE = {
             f'"service", "{command}"',
         )
         for command in ("install", "status", "uninstall")
+    },
+    "does not end by itself": {
+        "hindsight-exec serve --memory": (
+            "tests/test_docs_commands.py",
+            '"serve", "--port", "0", "--memory"',
+        ),
     },
     "needs Hermes, which has an environment of its own": {
         "hermes plugins install URL --no-enable": (HOST, "test_the_repository_is_a_plugin"),
