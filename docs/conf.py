@@ -18,10 +18,12 @@ external_toc_path = "docs/toc.yml"
 myst_heading_anchors = 3
 default_role = "code"
 
+maximum_signature_line_length = 70  # else a parameter for each line
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"{project} {release}"
 html_copy_source = False

@@ -63,6 +63,14 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+def test_every_page_has_its_place() -> None:
+    """The site's table of contents, docs/toc.yml, names each document."""
+    toc = (ROOT / "docs" / "toc.yml").read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        name = document.relative_to(ROOT).with_suffix("").as_posix()
+        assert re.search(rf"^(root:|  - file:) {name}$", toc, re.MULTILINE), name
+
+
 def test_the_api_reference_is_complete() -> None:
     """Each public name has its entry, and no other has one."""
     page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")

@@ -204,6 +204,7 @@ ELSEWHERE = {
         },
     },
     SUITE: {
+        "python -m benchmarks.pictures": ("tests/test_pictures.py", '"-m", "benchmarks.pictures"'),
         "python -m exit.matrix FOLDER": ("tests/exit/test_matrix.py", "matrix.main("),
         **{
             f"pytest {words}": (f"tests/{words.rpartition(' ')[2]}", "import pytest")
