@@ -183,6 +183,7 @@ ELSEWHERE = {
             f"tox -e {name}": (CI, step)
             for name, step in (
                 ("py39", "${found[$name]}"),
+                ("lowest", "tox_step lowest"),
                 ("lint", "tox_step lint"),
                 ("types", "tox_step types"),
                 ("wheel", "tox_step wheel"),
@@ -196,7 +197,6 @@ ELSEWHERE = {
         **{
             f"tox -e {name}": ("tox.ini", words)
             for name, words in (
-                ("lowest", "the oldest dependencies"),
                 ("hindsight-soak", "hindsight and soak"),
                 ("soak", "soak and not hermes"),
                 ("bench", "python -m benchmarks"),
