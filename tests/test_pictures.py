@@ -52,6 +52,13 @@ def test_the_pictures_are_current(tmp_path: Path) -> None:
     assert drawn == {path.name: path.read_text(encoding="utf-8") for path in RESULTS.glob("*.svg")}
 
 
+def test_every_picture_is_shown() -> None:
+    """The page of the benchmarks shows each."""
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^!\[.+\]\(results/(.+)\)$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(path.name for path in RESULTS.glob("*.svg"))
+
+
 def test_every_line_of_a_result_is_drawn() -> None:
     """No figure is left out of the pictures, and none has more than four panels."""
     program = (
