@@ -10,7 +10,7 @@ import math
 from html import escape
 from typing import NamedTuple, Optional, Sequence
 
-WIDTH = 860
+WIDTH = 720
 _EDGE, _BAR, _HEAD, _AXIS, _GAP = 14, 20, 24, 18, 16
 #: Width of a character in a wide font, as a part of its size.
 _EM = 0.64
@@ -47,14 +47,18 @@ class Panel(NamedTuple):
     bars: Sequence[Bar]
 
 
-def draw(title: str, note: str, panels: Sequence[Panel]) -> str:
+def draw(title: str, notes: Sequence[str], panels: Sequence[Panel]) -> str:
     """The chart. A panel whose figures differ more than thirtyfold has a logarithmic scale."""
     bars = [bar for panel in panels for bar in panel.bars]
     left = _EDGE + max(_width(bar.name) for bar in bars) + 8
     figures = [_figure(bar, panel.unit) for panel in panels for bar in panel.bars]
     right = WIDTH - _EDGE - max(map(_width, figures)) - 8
-    parts = [_text(_EDGE, 26, title, "title"), _text(_EDGE, 45, note, "faint")]
-    y = 64.0
+    parts = [_text(_EDGE, 26, title, "title")]
+    y = 29.0
+    for note in notes:
+        y += 16
+        parts.append(_text(_EDGE, y, note, "faint"))
+    y += 19
     for panel in panels:
         scale = _Scale(panel.bars, left, right)
         words = [f"{panel.better} is better"] if panel.better else []

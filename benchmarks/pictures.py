@@ -58,10 +58,8 @@ def _durable(mode: str, size: str) -> Picture:
     }
     first = (mode, size) == ("FULL", "1 KiB")
     suffix = "" if first else f"-{mode}-{size}".lower().replace(" ", "-")
-    synced = "flushed to the disk" if mode == "FULL" else "safe from a killed process"
-    return Picture(
-        suffix, f"A turn of {size} until it is on disk, {synced} ({mode})", _each("µs", titles)
-    )
+    safe = "is flushed to the disk" if mode == "FULL" else "survives a kill"
+    return Picture(suffix, f"A turn of {size} until it {safe} ({mode})", _each("µs", titles))
 
 
 _LEAVING = (
@@ -243,11 +241,11 @@ PICTURES: dict[str, list[Picture]] = {
 
 def draw(stem: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Write the pictures of a result."""
-    note = (
+    notes = [
         f"Median of {result['rounds']} rounds; the thin line goes from the lowest to the highest."
-    )
+    ]
     if any(row["ratio"] is not None for row in result["rows"]):
-        note += f" In brackets: relative to {result['reference']}."
+        notes.append(f"In brackets: relative to {result['reference']}.")
     for picture in PICTURES[result["benchmark"]]:
         panels = [
             chart.Panel(
@@ -258,7 +256,7 @@ def draw(stem: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
             )
             for panel in picture.panels
         ]
-        svg = chart.draw(picture.title, note, panels)
+        svg = chart.draw(picture.title, notes, panels)
         (folder / f"{stem}{picture.suffix}.svg").write_text(svg, encoding="utf-8")
 
 
