@@ -119,10 +119,6 @@ ELSEWHERE = {
             "readme_step",
         ),
         "pip install .": (CI, "readme_step"),
-        "pip install --no-deps .": (
-            "tests/test_package.py",
-            "test_the_executor_needs_no_dependency",
-        ),
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),

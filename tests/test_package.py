@@ -24,19 +24,6 @@ def test_import_is_light():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_the_executor_needs_no_dependency():
-    """The executor runs where aiohttp is not installed."""
-    code = (
-        "import sys; sys.modules['aiohttp'] = None\n"  # the import system's word for "not there"
-        "from hindsight_exec import DrainingExecutor\n"
-        "DrainingExecutor().submit(print, 'done')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.stdout, done.stderr) == ("done\n", "")
-
-
 def test_public_names():
     """Every public name is importable, listed by dir(), and sorted in __all__."""
     assert hindsight_exec.__all__ == sorted(hindsight_exec.__all__)
