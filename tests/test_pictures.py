@@ -74,6 +74,7 @@ def test_every_line_of_a_result_is_drawn() -> None:
         assert max(map(len, pictures)) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("font", FONTS)
 def test_no_text_overlaps(font: str, tmp_path: Path) -> None:
     """In a browser, no text leaves its picture, and none touches another or a bar."""
