@@ -1,14 +1,30 @@
-"""Bar charts as plain SVG: one panel for each line of a result, a bar a contestant."""
+"""Bar charts as plain SVG: a panel for each figure, a bar for each contestant.
+
+Nobody knows which font will be there, so columns are as wide as their longest
+text in a wide one (DejaVu Sans, Verdana); ``tests/test_pictures.py`` checks that.
+"""
 
 from __future__ import annotations
 
 import math
 from html import escape
-from typing import Mapping, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence
 
-_WIDTH, _LEFT, _RIGHT = 820, 250, 170
-_BAR, _HEAD, _GAP = 20, 26, 12
-_OURS, _OTHERS, _INK, _FAINT = "#0b7285", "#adb5bd", "#212529", "#868e96"
+WIDTH = 720
+_EDGE, _BAR, _HEAD, _AXIS, _GAP = 14, 20, 24, 18, 16
+#: Width of a character in a wide font, as a part of its size.
+_EM = 0.64
+
+STYLE = """<style>
+text { fill: #212529; font: 12px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif }
+.title { font-size: 15px; font-weight: 600 } .head { font-weight: 600 }
+.faint { fill: #6c757d; font-size: 11px } .paper { fill: #fff } .grid { stroke: #dee2e6 }
+.ours { fill: #0b7285 } .other { fill: #adb5bd } .spread { stroke: #212529 }
+@media (prefers-color-scheme: dark) {
+text { fill: #e9ecef } .faint { fill: #adb5bd } .paper { fill: #16191d } .grid { stroke: #343a40 }
+.ours { fill: #22b8cf } .other { fill: #6c757d } .spread { stroke: #f8f9fa }
+}
+</style>"""
 
 
 class Bar(NamedTuple):
@@ -22,69 +38,132 @@ class Bar(NamedTuple):
     ours: bool = False
 
 
-def draw(title: str, unit: str, panels: Mapping[str, Sequence[Bar]]) -> str:
+class Panel(NamedTuple):
+    """``unit`` stands beside the figures; ``better`` is "less" or "more", or empty."""
+
+    title: str
+    unit: str
+    better: str
+    bars: Sequence[Bar]
+
+
+def draw(title: str, notes: Sequence[str], panels: Sequence[Panel]) -> str:
     """The chart. A panel whose figures differ more than thirtyfold has a logarithmic scale."""
-    parts: list[str] = []
-    y = 44.0
-    for name, bars in panels.items():
-        parts.append(_text(12, y + 14, name, weight=600))
+    bars = [bar for panel in panels for bar in panel.bars]
+    left = _EDGE + max(_width(bar.name) for bar in bars) + 8
+    figures = [_figure(bar, panel.unit) for panel in panels for bar in panel.bars]
+    right = WIDTH - _EDGE - max(map(_width, figures)) - 8
+    parts = [_text(_EDGE, 26, title, "title")]
+    y = 29.0
+    for note in notes:
+        y += 16
+        parts.append(_text(_EDGE, y, note, "faint"))
+    y += 19
+    for panel in panels:
+        scale = _Scale(panel.bars, left, right)
+        words = [f"{panel.better} is better"] if panel.better else []
+        words += ["logarithmic scale"] if scale.logarithmic else []
+        parts.append(_text(_EDGE, y + 12, panel.title, "head"))
+        parts.append(_text(WIDTH - _EDGE, y + 12, ", ".join(words), "faint", "end"))
         y += _HEAD
-        scale, logarithmic = _scale(bars)
-        if logarithmic:
-            parts.append(_text(_WIDTH - 12, y - 12, "logarithmic", anchor="end", fill=_FAINT))
-        for bar in bars:
-            parts += _bar(bar, y, scale)
+        bottom = y + _BAR * len(panel.bars)
+        for tick, label in scale.ticks(panel.unit):
+            parts.append(f'<path class="grid" d="M{tick:.1f} {y:.0f}V{bottom + 3:.0f}"/>')
+            parts.append(_text(tick, bottom + 14, label, "faint", "middle"))
+        for bar in panel.bars:
+            parts += _bar(bar, y, scale, panel.unit)
             y += _BAR
-        y += _GAP
+        y += _AXIS + _GAP
+    return picture(title, y - _GAP + 6, parts)
+
+
+def picture(title: str, height: float, parts: Sequence[str]) -> str:
+    """The whole file around its parts."""
+    size = f'width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}"'
     head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y:.0f}"',
-        f'viewBox="0 0 {_WIDTH} {y:.0f}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
         f"<title>{escape(title)}</title>",
-        '<rect width="100%" height="100%" fill="#fff"/>',
-        _text(12, 26, f"{title} ({unit})", size=15, weight=600),
+        STYLE,
+        '<rect class="paper" width="100%" height="100%"/>',
     ]
     return "\n".join([*head, *parts, "</svg>"]) + "\n"
 
 
-def _scale(bars: Sequence[Bar]) -> tuple[tuple[float, float, bool], bool]:
-    top = max(bar.high for bar in bars) or 1.0
-    least = min((bar.value for bar in bars if bar.value > 0), default=top)
-    logarithmic = top / least > 30
-    return (least / 2, top, logarithmic), logarithmic
+def number(value: float) -> str:
+    """Three digits that count, and thousands apart: 0.27, 1.35, 13 200."""
+    if not value:
+        return "0"
+    rounded = round(value, 2 - math.floor(math.log10(abs(value))))
+    if abs(rounded) >= 1000:
+        return f"{rounded:,.0f}".replace(",", "\u00a0")
+    return f"{rounded:.3g}"
 
 
-def _x(value: float, scale: tuple[float, float, bool]) -> float:
-    bottom, top, logarithmic = scale
-    share = value / top
-    if logarithmic:
-        share = math.log(value / bottom) / math.log(top / bottom) if value > bottom else 0.0
-    return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+class _Scale:
+    """Where a figure is on the axis."""
+
+    def __init__(self, bars: Sequence[Bar], left: float, right: float) -> None:
+        self._left, self._right = left, right
+        self._top = max(bar.high for bar in bars) or 1.0
+        least = min((bar.value for bar in bars if bar.value > 0), default=self._top)
+        self.logarithmic = self._top / least > 30
+        self._bottom = least / 2
+
+    def x(self, value: float) -> float:
+        share = value / self._top
+        if self.logarithmic:
+            share = math.log(max(value / self._bottom, 1.0)) / math.log(self._top / self._bottom)
+        return self._left + share * (self._right - self._left)
+
+    def ticks(self, unit: str) -> list[tuple[float, str]]:
+        """Places and labels, as many as there is room for."""
+        ten = 10.0 ** math.floor(math.log10(self._top))
+        if self.logarithmic:
+            values = [ten / 10**power for power in range(12)]
+            values = [value for value in values if value >= self._bottom]
+        else:
+            step = next(ten * part for part in (0.2, 0.5, 1, 2) if self._top / (ten * part) <= 6)
+            values = [step * count for count in range(int(self._top / step) + 1)]
+        labels = {value: _with_unit(value, unit) for value in sorted(values)}
+        widest = max(map(_width, labels.values()))
+        taken: list[tuple[float, str]] = []
+        for value, label in labels.items():
+            if not taken or self.x(value) - taken[-1][0] > widest + 8:
+                taken.append((self.x(value), label))
+        return taken
 
 
-def _bar(bar: Bar, y: float, scale: tuple[float, float, bool]) -> list[str]:
-    end, low, high = (_x(value, scale) for value in (bar.value, bar.low, bar.high))
+def _with_unit(value: float, unit: str) -> str:
+    return f"{number(value)} {unit}".strip() if len(unit) < 4 else number(value)
+
+
+def _figure(bar: Bar, unit: str) -> str:
+    if bar.ratio is None:
+        return _with_unit(bar.value, unit)
+    ratio = f"{bar.ratio:.2f}" if bar.ratio >= 0.1 else f"{bar.ratio:.1g}"
+    return f"{_with_unit(bar.value, unit)}  ({ratio} \u00d7)"
+
+
+def _bar(bar: Bar, y: float, scale: _Scale, unit: str) -> list[str]:
+    start, end, low, high = map(scale.x, (0, bar.value, bar.low, bar.high))
     middle = y + _BAR / 2
-    figure = f"{bar.value:.4g}" + ("" if bar.ratio is None else f"   ({bar.ratio:.2f} x)")
+    kind = "ours" if bar.ours else "other"
+    size = f'width="{max(1.0, end - start):.1f}" height="{_BAR - 6}"'
     return [
-        _text(_LEFT - 8, middle + 4, bar.name, anchor="end"),
-        f'<rect x="{_LEFT}" y="{y + 3:.1f}" width="{max(1.0, end - _LEFT):.1f}"',
-        f'height="{_BAR - 6}" fill="{_OURS if bar.ours else _OTHERS}"/>',
-        f'<path d="M{low:.1f} {middle:.1f}H{high:.1f}" stroke="{_INK}"/>',
-        _text(max(end, high) + 8, middle + 4, figure),
+        _text(start - 8, middle + 4, bar.name, anchor="end"),
+        f'<rect class="{kind}" x="{start:.1f}" y="{y + 3:.0f}" {size}/>',
+        f'<path class="spread" d="M{low:.1f} {middle:.0f}H{high:.1f}"/>',
+        _text(max(end, high) + 8, middle + 4, _figure(bar, unit)),
     ]
 
 
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    size: int = 12,
-    weight: int = 400,
-    fill: str = _INK,
-) -> str:
-    return (
-        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}" fill="{fill}">{escape(text)}</text>'
-    )
+def _width(text: str) -> float:
+    return len(text) * 12 * _EM
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "") -> str:
+    if not text:
+        return ""
+    kind = f' class="{kind}"' if kind else ""
+    anchor = f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text x="{x:.0f}" y="{y:.0f}"{kind}{anchor}>{escape(text)}</text>'

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
-from . import chart
+from . import pictures
 
 RESULTS = Path(__file__).parent / "results"
 _ROOT = str(Path(__file__).parent.parent)
@@ -92,12 +92,7 @@ class Result:
         stem = f"{self.benchmark}-{label}" if label else self.benchmark
         text = json.dumps(asdict(self), indent=1)
         (RESULTS / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
-        bars: dict[str, list[chart.Bar]] = {}
-        for row in self.rows:
-            bar = chart.Bar(row.name, row.median, row.low, row.high, row.ratio, row.name == OURS)
-            bars.setdefault(row.line, []).append(bar)
-        svg = chart.draw(self.title, self.unit, bars)
-        (RESULTS / f"{stem}.svg").write_text(svg, encoding="utf-8")
+        pictures.draw(stem, asdict(self))
 
     def show(self) -> None:
         print(f"\n{self.title} ({self.unit}; median of {self.rounds}, lowest … highest)")

@@ -10,6 +10,8 @@ from typing import Any, Iterator
 import pytest
 from serving import Serving, documents
 
+import hindsight_exec
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -25,6 +27,12 @@ def _snippets() -> list[Any]:
             re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
         )
     ]
+
+
+def test_every_snippet_is_found() -> None:
+    """None is indented, in a list for example, where it would not be run."""
+    fences = sum(document.read_text().count("```python") for document in DOCUMENTS)
+    assert fences == len(_snippets())
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,21 @@ def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_every_page_has_its_place() -> None:
+    """The site's table of contents, docs/toc.yml, names each document."""
+    toc = (ROOT / "docs" / "toc.yml").read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        name = document.relative_to(ROOT).with_suffix("").as_posix()
+        assert re.search(rf"^(root:|  - file:) {name}$", toc, re.MULTILINE), name
+
+
+def test_the_api_reference_is_complete() -> None:
+    """Each public name has its entry, and no other has one."""
+    page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto\w+:: (\w+)", page, re.MULTILINE)
+    assert sorted([*entries, "__version__"]) == sorted(hindsight_exec.__all__)
 
 
 def test_the_configuration_reference_is_current() -> None:

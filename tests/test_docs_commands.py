@@ -130,6 +130,12 @@ ELSEWHERE = {
         )
         for command in ("install", "status", "uninstall")
     },
+    "does not end by itself": {
+        "hindsight-exec serve --memory": (
+            "tests/test_docs_commands.py",
+            '"serve", "--port", "0", "--memory"',
+        ),
+    },
     "needs Hermes, which has an environment of its own": {
         "hermes plugins install URL --no-enable": (HOST, "test_the_repository_is_a_plugin"),
         "hermes config set memory.provider hindsight_exec": (
@@ -177,6 +183,7 @@ ELSEWHERE = {
                 ("lint", "tox_step lint"),
                 ("types", "tox_step types"),
                 ("wheel", "tox_step wheel"),
+                ("docs", "tox_step docs"),
                 ("hermes", "tox_step hermes"),
                 ("hermes-022", "tox_step hermes-022"),
                 ("hindsight", "tox_step hindsight"),
@@ -193,6 +200,7 @@ ELSEWHERE = {
         },
     },
     SUITE: {
+        "python -m benchmarks.pictures": ("tests/test_pictures.py", '"-m", "benchmarks.pictures"'),
         "python -m exit.matrix FOLDER": ("tests/exit/test_matrix.py", "matrix.main("),
         **{
             f"pytest {words}": (f"tests/{words.rpartition(' ')[2]}", "import pytest")

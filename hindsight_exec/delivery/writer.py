@@ -50,9 +50,9 @@ class RetainWriter:
     themselves, :meth:`flush`, :meth:`close` and :meth:`deliver_all` raise
     RuntimeError: in ``on_trouble``, and in a finalizer that interrupted a put.
     A turn that such a finalizer gives is on disk a moment after its ``put``.
-    Usable in a forked child, which writes its own outbox. Exit needs no :meth:`close`: turns are sent for up to
-    ``settings.drain_timeout`` seconds, and the next process that uses the
-    folder sends the rest.
+    A forked child can use it, and writes its own outbox. Exit needs no
+    :meth:`close`: it sends turns for up to ``settings.drain_timeout`` seconds,
+    and the next process that uses the folder sends the rest.
     """
 
     def __init__(
@@ -99,8 +99,7 @@ class RetainWriter:
             immediate: Make a document of this turn alone and send it now.
 
         Returns:
-        timeout = self.settings.drain_timeout if timeout is None else timeout
-        deadline = now() + timeout
+            Whether the turn is on disk; otherwise it is in memory only.
 
         Raises:
             ValueError: An argument is unusable; nothing was taken.

@@ -225,7 +225,7 @@ class DrainingExecutor(ThreadPoolExecutor):
 
     @property
     def closing(self) -> bool:
-        """Whether it has begun to close: by ``shutdown``, or as exit drains it."""
+        """Whether it has begun to close, by ``shutdown`` or as exit drains it."""
         work = self._renewed()
         return work.gated or work.register.closed
 

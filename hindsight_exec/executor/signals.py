@@ -21,25 +21,26 @@ if TYPE_CHECKING:
 
 
 def drain_on_signal(*signals: int) -> None:
-    """Have signals, by default SIGTERM, drain all executors before they do what they did so far.
+    """Make signals drain all executors before they take effect.
 
-    The handler only starts a thread, which waits for accepted jobs within
-    each executor's ``drain_timeout``; the main thread goes on meanwhile, and
-    the same signal is ignored. Then
+    Without arguments, the signal is SIGTERM. The handler only starts a thread,
+    which waits for accepted jobs within each executor's ``drain_timeout``.
+    Meanwhile the main thread goes on, and the same signal is ignored. Then:
 
-    * the handler that was there before is called, in the main thread. What it
-      does is its own affair, so everything stays open;
-    * or, if there was none, everything is closed as at exit, and the default
-      action ends the process, with the exit status that it has without this.
-      Where the kernel spares the process (the first of a container), it exits
-      with 128 plus the number of the signal.
+    * If there was a handler before, the main thread calls it. The process may
+      go on after that, so everything stays open.
+    * If there was none, everything closes as at exit, and the signal's default
+      action ends the process, with the same exit status as without this call.
+      If the kernel does not apply the default action (to the first process of
+      a container), the process exits with 128 plus the number of the signal.
 
-    A signal that is ignored stays so. Call it in the main thread, before the
-    host installs handlers of its own that call those which were there.
+    A signal that is ignored stays ignored. Call this in the main thread,
+    before the host installs handlers of its own; they must call the previous
+    handler.
 
     Raises:
-        ValueError: Not the main thread, or no such signal.
-        RuntimeError: The handler that is there was not installed from Python.
+        ValueError: This is not the main thread, or there is no such signal.
+        RuntimeError: The previous handler was not installed from Python.
     """
     for number in signals or (signal.SIGTERM,):
         previous = signal.getsignal(number)

@@ -55,11 +55,11 @@ def _key(default: Any, kind: str, doc: str, *, repr: bool = True, **about: Any) 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that is configurable. Immutable, so safe from any thread.
+    """All settings. Immutable, so safe from any thread.
 
-    Made by `load`, or directly by a program. A program that passes ``api_key``
-    should name its ``credential`` too, if turns that wait on disk shall survive
-    a change of the key: by default the reference stands for this very key.
+    Create it with :meth:`load`, or directly. If you pass ``api_key``, also pass a
+    name for it as ``credential``: turns on disk refer to the key by that name,
+    and so survive a change of the key. Without a name, they need this very key.
 
     Raises:
         ConfigError: A value is wrong (direct construction only).

@@ -65,7 +65,8 @@ def test_an_hour_in_fast_motion(home: Path, tmp_path: Path) -> None:
     plots = Path(PLOTS or tmp_path)
     plots.mkdir(parents=True, exist_ok=True)
     title = (
-        f"A gateway: {samples[-1]['made']} sessions, {turns} turns, its server killed {kills} times"
+        f"A gateway: {spaced(samples[-1]['made'])} sessions, {spaced(turns)} turns,"
+        f" its server killed {kills} times"
     )
     (plots / "gateway.svg").write_text(drawn(title, samples), encoding="utf-8")
 
@@ -86,29 +87,56 @@ def numbers_stored(url: str) -> list[int]:
     return sorted(int(one[1]) for one in found if one)
 
 
-def drawn(title: str, samples: list[dict[str, float]]) -> str:
+STYLE = """<style>
+text { fill: #212529; font: 12px system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif }
+.title { font-size: 15px; font-weight: 600 } .head { font-weight: 600 } .faint { fill: #6c757d }
+.paper { fill: #fff } .grid { stroke: #dee2e6 }
+.line { stroke: #0b7285; fill: none; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) {
+text { fill: #e9ecef } .faint { fill: #adb5bd } .paper { fill: #16191d } .grid { stroke: #343a40 }
+.line { stroke: #22b8cf }
+}
+</style>"""
+
+
+def drawn(title: str, samples: list[dict[str, float]], steps: int = STEPS) -> str:
     """A panel for each figure, over the steps."""
-    width, height, left = 820, 110, 60
-    parts = []
+    width, height, left, right = 820, 110, 60, 50
+    across = width - left - right
+    whole = 50 + len(PLOTTED) * (height + 54)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" width="{width}">',
+        STYLE,
+        '<rect class="paper" width="100%" height="100%"/>',
+        f'<text class="title" x="{left}" y="24">{escape(title)}</text>',
+    ]
     for number, (name, label) in enumerate(PLOTTED.items()):
-        top = 50 + number * (height + 40)
+        top = 58 + number * (height + 54)
         most = max(sample[name] for sample in samples) * 1.1
         points = " ".join(
-            f"{left + (width - left - 20) * index / (len(samples) - 1):.1f},"
+            f"{left + across * index / (len(samples) - 1):.1f},"
             f"{top + height - height * sample[name] / most:.1f}"
             for index, sample in enumerate(samples)
         )
         parts += [
-            f'<text x="{left}" y="{top - 6}">{escape(label)}</text>',
-            f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>',
-            f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>',
-            f'<path d="M{left} {top}v{height}h{width - left - 20}" fill="none" stroke="#ced4da"/>',
-            f'<polyline points="{points}" fill="none" stroke="#0b7285" stroke-width="1.5"/>',
+            f'<text class="head" x="{left}" y="{top - 8}">{escape(label)}</text>',
+            f'<text class="faint" x="{left - 6}" y="{top + 8}" text-anchor="end">{most:.0f}</text>',
+            f'<text class="faint" x="{left - 6}" y="{top + height}" text-anchor="end">0</text>',
         ]
-    whole = 50 + len(PLOTTED) * (height + 40)
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" width="{width}"'
-        ' font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
-    )
-    caption = f'<text x="{left}" y="22" font-size="15">{escape(title)}</text>'
-    return "\n".join([head, caption, *parts, "</svg>\n"])
+        for part in range(5):
+            x, reached = left + across * part // 4, spaced(steps * part // 4)
+            text = f"{reached} steps" if part == 4 else reached
+            parts += [
+                f'<path class="grid" d="M{x} {top}v{height + 4}"/>',
+                f'<text class="faint" x="{x}" y="{top + height + 17}" text-anchor="middle">{text}</text>',
+            ]
+        parts += [
+            f'<path class="grid" d="M{left} {top + height}h{across}"/>',
+            f'<polyline class="line" points="{points}"/>',
+        ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def spaced(number: float) -> str:
+    """Thousands apart, by a space that does not break."""
+    return f"{number:,.0f}".replace(",", "\u00a0")
