@@ -119,6 +119,7 @@ ELSEWHERE = {
             "readme_step",
         ),
         "pip install .": (CI, "readme_step"),
+        "pip install --no-deps hindsight-exec": ("tests/test_package.py", "pip install --no-deps"),
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),
@@ -174,6 +175,7 @@ ELSEWHERE = {
         ".ci/run": (CI, "tox_step"),
         "ruff format": ("tox.ini", "ruff format --check"),
         'pytest -m "not soak and not processes"': ("tox.ini", '-m "not soak and not processes"'),
+        "python -m pytest": ("tests/test_package.py", "`python -m pytest`"),
         "pytest tests/outbox": ("tests/outbox/test_outbox.py", "import pytest"),
         **{
             f"tox -e {name}": (CI, step)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,12 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_package_under_test_is_the_installed_one(run: Any):
+    """Tests import the package that the processes they start import, also with `python -m pytest`."""
+    ended = run("import hindsight_exec; print(hindsight_exec.__file__)")
+    assert (ended.out, ended.err) == (f"{hindsight_exec.__file__}\n", "")
 
 
 def test_public_names():
