@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from children import Process
 from hermes.test_history import History
 from serving import documents
 from test_docs import DOCUMENTS, ROOT
@@ -387,7 +388,7 @@ def test_the_examples_of_the_help() -> None:
 def server() -> Iterator[str]:
     """The embedded server, as `hindsight-exec serve` runs it."""
     command = ["serve", "--port", "0", "--memory", "--until-eof"]
-    with subprocess.Popen(
+    with Process(
         [sys.executable, "-m", "hindsight_exec", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
