@@ -97,7 +97,7 @@ def test_pre_commit_checks_with_the_ruff_of_tox():
 
 def test_links_of_the_readme_work_on_an_index_page():
     """The README that a package shows links to its repository, at the tag of its version."""
-    _source("setup.py")
+    _source("hindsight_exec/__init__.py")  # has the version
     index_page = runpy.run_path(str(ROOT / "setup.py"))["index_page"]
     page = index_page("https://x.example/o/r")
     relative = re.findall(r"\]\(((?!https:)[^)]+)\)", _source("README.md"))
