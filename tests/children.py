@@ -1,7 +1,8 @@
-"""Python processes that run a test's program, and how they ended."""
+"""Processes that tests start, and how they ended. None outlives its test."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # `say` prints a line whole, whichever thread prints beside it. A child of a shell's background
 # job starts with SIGINT ignored.
@@ -19,6 +20,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 """
+
+
+class Process(subprocess.Popen):  # type: ignore[type-arg]
+    """A process that is killed with all that it started by `close`, and by the end of `with`."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        # It leads a process group, which is found also once it has ended.
+        super().__init__(command, **{**options, "start_new_session": True})
+
+    def close(self) -> None:
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.kill()
+        with contextlib.suppress(OSError):  # what was written to it and not read
+            super().__exit__(None, None, None)
+        self.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Ended(NamedTuple):
@@ -38,7 +59,7 @@ class Child:
             key: value for key, value in os.environ.items() if not key.startswith("PYTHON")
         }
         with self._err.open("wb") as err:
-            self.process = subprocess.Popen(
+            self.process = Process(
                 [sys.executable, "-c", PRELUDE + textwrap.dedent(program), *args],
                 cwd=folder,  # the sources are not beside it
                 env={
@@ -85,7 +106,4 @@ class Child:
         return Ended(self.process.returncode, "".join(self._read) + rest, self._err.read_text())
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.process.close()

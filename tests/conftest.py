@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from children import Child, Ended
+
+# `python -m pytest` puts the folder of the sources in front of the standard library. Tests are
+# about what is installed, as they are with `pytest`: the processes that they start see no other.
+for place in sys.path[: sys.path.index(str(Path(os.__file__).parent))]:
+    if Path(place).resolve() == Path(__file__).resolve().parent.parent:
+        sys.path.remove(place)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Optional
 
+from children import Process
+
 from hindsight_exec.server import EmbeddedServer
 
 _PROGRAM = """\
@@ -57,23 +59,23 @@ class ServingProcess:
         self._data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process: Optional[subprocess.Popen[str]] = None
+        self._process: Optional[Process] = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = Process(
             [sys.executable, "-c", _PROGRAM, str(self._data), str(self.port)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline().strip() == self.url
+        try:
+            assert self._process.stdout.readline().strip() == self.url
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+            self._process.close()
             self._process = None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from children import Process
 from hermes.test_history import History
 from serving import documents
 from test_docs import DOCUMENTS, ROOT
@@ -119,6 +120,7 @@ ELSEWHERE = {
             "readme_step",
         ),
         "pip install .": (CI, "readme_step"),
+        "pip install --no-deps hindsight-exec": ("tests/test_package.py", "pip install --no-deps"),
         "pip install tox": (CI, 'pip" install -q "tox'),
         "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),
@@ -174,6 +176,7 @@ ELSEWHERE = {
         ".ci/run": (CI, "tox_step"),
         "ruff format": ("tox.ini", "ruff format --check"),
         'pytest -m "not soak and not processes"': ("tox.ini", '-m "not soak and not processes"'),
+        "python -m pytest": ("tests/test_package.py", "`python -m pytest`"),
         "pytest tests/outbox": ("tests/outbox/test_outbox.py", "import pytest"),
         **{
             f"tox -e {name}": (CI, step)
@@ -301,7 +304,7 @@ def test_what_runs_it_instead(command: str) -> None:
     """The test or step that is named is there."""
     name, words = NOT_HERE[command]
     if name.startswith(".") and not (ROOT / name).exists():
-        pytest.skip("only what is installed is beside the tests")
+        pytest.skip(f"the sdist has no {name}")
     assert words in (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -385,7 +388,7 @@ def test_the_examples_of_the_help() -> None:
 def server() -> Iterator[str]:
     """The embedded server, as `hindsight-exec serve` runs it."""
     command = ["serve", "--port", "0", "--memory", "--until-eof"]
-    with subprocess.Popen(
+    with Process(
         [sys.executable, "-m", "hindsight_exec", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hindsight_exec
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_import_is_light():
@@ -22,6 +30,12 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_package_under_test_is_the_installed_one(run: Any):
+    """Tests import the package that the processes they start import, also with `python -m pytest`."""
+    ended = run("import hindsight_exec; print(hindsight_exec.__file__)")
+    assert (ended.out, ended.err) == (f"{hindsight_exec.__file__}\n", "")
 
 
 def test_public_names():
@@ -68,7 +82,71 @@ def test_installed_metadata():
 
 def test_the_plugin_has_the_version_of_the_package():
     """The manifest that Hermes reads of a checkout names the package's version."""
-    manifest = Path(__file__).parent.parent / "plugin.yaml"
-    if not manifest.is_file():
+    assert f"version: {hindsight_exec.__version__}\n" in _source("plugin.yaml")
+    assert f'version: "{hindsight_exec.__version__}"\n' in _source(
+        "plugin-catalog/hindsight_exec.yaml"
+    )
+
+
+def test_pre_commit_checks_with_the_ruff_of_tox():
+    """The hooks have the version that `tox -e lint` has."""
+    versions = set(re.findall(r"ruff==[\d.]+", _source("tox.ini")))
+    assert len(versions) == 1
+    assert set(re.findall(r"ruff==[\d.]+", _source(".pre-commit-config.yaml"))) == versions
+
+
+def test_links_of_the_readme_work_on_an_index_page():
+    """The README that a package shows links to its repository, at the tag of its version."""
+    _source("hindsight_exec/__init__.py")  # has the version
+    index_page = runpy.run_path(str(ROOT / "setup.py"))["index_page"]
+    page = index_page("https://x.example/o/r")
+    relative = re.findall(r"\]\(((?!https:)[^)]+)\)", _source("README.md"))
+    assert relative
+    assert not re.findall(r"\]\((?!https:)", page)
+    tag = f"v{hindsight_exec.__version__}"
+    assert page.count(f"(https://x.example/o/r/blob/{tag}/") + page.count(
+        f"(https://x.example/o/r/raw/{tag}/"
+    ) == len(relative)
+    assert f"](https://x.example/o/r/raw/{tag}/docs/demo.svg)" in page
+    assert index_page("") == _source("README.md")
+
+
+EXECUTOR_ALONE = """
+import importlib.util
+import sys
+from hindsight_exec import DrainingExecutor, ExecutorClosed
+from hindsight_exec.executor import call_at_exit
+
+assert importlib.util.find_spec("aiohttp") is None
+pool = DrainingExecutor(max_workers=2, drain_timeout=60)
+assert list(pool.map(pow, [2, 3], [5, 2])) == [32, 9]
+call_at_exit(lambda: print("closed"))
+pool.submit(print, "drained")
+"""
+
+
+def test_the_executor_needs_nothing_else(tmp_path: Path) -> None:
+    """In an environment with the package and none of its dependencies the executor works."""
+    venv.create(tmp_path, with_pip=False, symlinks=os.name == "posix")
+    python = next(tmp_path.glob("[bS]*/python*"))
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = subprocess.run(where, capture_output=True, text=True, timeout=60, check=True).stdout
+    # What `pip install --no-deps` does with a wheel; pip itself would want its setuptools.
+    package = Path(hindsight_exec.__file__).parent
+    shutil.copytree(package, Path(site.strip()) / "hindsight_exec")
+    done = subprocess.run(
+        [python, "-c", EXECUTOR_ALONE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "drained\nclosed\n", "")
+
+
+def _source(name: str) -> str:
+    if not (ROOT / name).is_file():
         pytest.skip("the sources are not beside the tests")
-    assert f"version: {hindsight_exec.__version__}\n" in manifest.read_text(encoding="utf-8")
+    return (ROOT / name).read_text(encoding="utf-8")

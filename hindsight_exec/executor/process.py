@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 
 TYPE_CHECKING = False
@@ -28,6 +29,8 @@ class _PidMark:
 
 
 def _make_mark() -> Any:
+    if sys.platform != "linux":
+        return _PidMark()
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import mmap  # noqa: PLC0415 - not on every system
 

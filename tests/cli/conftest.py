@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path) -> Iterator[Cli]:
     (tmp_path / "home").mkdir()
-    return Cli(tmp_path)
+    cli = Cli(tmp_path)
+    yield cli
+    cli.close()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
+from children import Process
 from transcripts import made_transcript
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Cli:
     """`hindsight-exec` in a folder of its own, with nothing configured."""
 
     def __init__(self, folder: Path) -> None:
+        self._processes: list[Process] = []
         self.folder = folder
         self.state = folder / "state"
         kept = {
@@ -65,15 +67,22 @@ class Cli:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *args: str, before: tuple[str, ...] = (), **options: Any) -> Process:
+        """Start it, through the command `before`; it lives until `close` at the longest."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [*PROGRAM, *args],
+        process = Process(
+            [*before, *PROGRAM, *args],
             cwd=self.folder,
             env={**self.environ, **options.pop("environ", {})},
             encoding="utf-8",
             **{**pipes, **options},
         )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
 
     def __call__(self, *args: str, given: str = "", **environ: str) -> Done:
         process = self.start(*args, environ=environ)
@@ -100,19 +109,15 @@ class Cli:
     def giving(self, url: str, last: int) -> Iterator[None]:
         """A process that has kept turns and lives."""
         command = [sys.executable, "-c", GIVE, url, str(self.state), "b", "live", "0"]
-        with subprocess.Popen(
+        with Process(
             [*command, str(last), "live"],
             cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         ) as process:
-            try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"given\n"
-                yield
-            finally:
-                process.kill()
+            assert process.stdout.readline() == b"given\n"
+            yield
 
     def transcript(self, turns: int, name: str = "talk.jsonl") -> list[str]:
         """A transcript in the folder; what its messages are when stored."""
@@ -121,6 +126,6 @@ class Cli:
         return [text for user, answer in said for text in (f"User: {user}", f"Assistant: {answer}")]
 
 
-def ended(process: subprocess.Popen[str]) -> Done:
+def ended(process: Process) -> Done:
     out, err = process.communicate(timeout=60)
     return Done(process.returncode, out, err)

@@ -13,6 +13,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Iterator
 
 import pytest
+from children import Process
 from running import Cli, Done, ended
 from scripted_server import ScriptedServer
 from serving import Serving, ServingProcess, documents, free_port, get, stored, texts
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # -- serve --------------------------------------------------------------------------------------------
 
 
-def serve(cli: Cli, *args: str) -> tuple[subprocess.Popen[str], str]:
+def serve(cli: Cli, *args: str) -> tuple[Process, str]:
     """The process and its URL, the first line it prints; the second says what it is not."""
     process = cli.start("serve", "--port", "0", *args)
     assert process.stdout is not None

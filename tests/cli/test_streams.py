@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import pytest
+from children import Process
 from running import PROGRAM, Cli, ended
 from serving import Serving, documents, free_port, stored
 
@@ -149,14 +150,8 @@ def test_a_signal_leaves_nothing_behind(cli: Cli, number: signal.Signals) -> Non
 def test_a_signal_that_is_ignored_stays_so(cli: Cli) -> None:
     """Under nohup a hang-up does not end a command."""
     ignore = "trap '' HUP; exec \"$@\""
-    process = subprocess.Popen(
-        ["bash", "-c", ignore, "bash", *PROGRAM, "status", "--watch", "0.1", "--json"],
-        env=cli.environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = ("status", "--watch", "0.1", "--json")
+    process = cli.start(*command, before=("bash", "-c", ignore, "bash"))
     shown = _json_values(process)
     next(shown)
     process.send_signal(signal.SIGHUP)
@@ -166,7 +161,7 @@ def test_a_signal_that_is_ignored_stays_so(cli: Cli) -> None:
     assert ended(process).status == 0  # nothing was left undone
 
 
-def _json_values(process: subprocess.Popen[str]) -> Any:
+def _json_values(process: Process) -> Any:
     assert process.stdout is not None
     text = ""
     for line in process.stdout:

@@ -6,12 +6,13 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE
 from typing import Any, Optional
 
 import pytest
+from children import Process
 from hindsight.proxy import Cut, Exchange, Proxy, at_random
 from serving import ServingProcess, stored
 
@@ -45,7 +46,7 @@ class Giver:
     def __init__(self, url: str, state: Path, name: str, session: str, count: int) -> None:
         self.taken: list[str] = []
         arguments = [url, str(state), name, session, str(count)]
-        self.process = Popen(
+        self.process = Process(
             [sys.executable, "-c", GIVE, *arguments], stdout=PIPE, stderr=DEVNULL, text=True
         )
         self._reached: Optional[int] = None
@@ -64,15 +65,20 @@ class Giver:
         self._reached = turns
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
 
     def wait(self) -> list[str]:
         self.process.wait(120)
         self._reader.join(120)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         return self.taken
+
+    def __enter__(self) -> Giver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self._reader.join(120)
+        self.process.close()
 
 
 @pytest.fixture
@@ -104,9 +110,9 @@ def check(found: list[str], taken: list[str]) -> None:
 def kill_clients(rounds: int, seed: int, server: ServingProcess, state: Path) -> None:
     chance = random.Random(seed)
     taken: list[str] = []
-    with Proxy(server.url) as proxy:
+    with Proxy(server.url) as proxy, ExitStack() as givers:
         for number in range(rounds):
-            giver = Giver(proxy.url, state, str(number), "s", 60)
+            giver = givers.enter_context(Giver(proxy.url, state, str(number), "s", 60))
             how = chance.choice(["put", "request", "answer", "exit", "cuts"])
             cuts = at_random(0.3, seed=chance.randrange(1 << 30))
             requests = chance.randint(1, 4)
@@ -154,13 +160,13 @@ def kill_servers(rounds: int, seed: int, server: ServingProcess, state: Path) ->
     patience = threading.Event()
     taken: list[str] = []
     for number in range(rounds):
-        giver = Giver(server.url, state, str(number), "s", 40)
-        giver.kill_after(chance.randint(20, 60))
-        patience.wait(chance.random())
-        server.kill()
-        patience.wait(chance.random() / 4)
-        server.start()
-        taken += giver.wait()
+        with Giver(server.url, state, str(number), "s", 40) as giver:
+            giver.kill_after(chance.randint(20, 60))
+            patience.wait(chance.random())
+            server.kill()
+            patience.wait(chance.random() / 4)
+            server.start()
+            taken += giver.wait()
     deliver_the_rest(server.url, state)
     check(stored(server.url)["s"], taken)
 
@@ -185,10 +191,10 @@ def share_a_folder(rounds: int, seed: int, server: ServingProcess, state: Path) 
     def side(session: str, seed: int) -> None:
         own = random.Random(seed)
         for number in range(rounds):
-            giver = Giver(server.url, state, f"{session}{number}", session, 40)
-            if own.random() < 0.7:
-                giver.kill_after(own.randint(1, 40))
-            taken[session] += giver.wait()
+            with Giver(server.url, state, f"{session}{number}", session, 40) as giver:
+                if own.random() < 0.7:
+                    giver.kill_after(own.randint(1, 40))
+                taken[session] += giver.wait()
 
     sides = [
         threading.Thread(target=side, args=(session, chance.randrange(1 << 30)))

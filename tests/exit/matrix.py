@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from children import Process
 from hindsight.proxy import Proxy, at_random, read_message
 from serving import Serving, stored
 
@@ -214,7 +215,7 @@ def noise(text: str, expected: Iterable[str]) -> list[str]:
 def _run(program: str, folder: Path, *args: object) -> tuple[str, str, float]:
     """Run a program; what it said, what it complained of, and when it had ended."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    with subprocess.Popen(
+    with Process(
         [sys.executable, "-c", program, *map(str, args)],
         cwd=folder,
         env=variables,

@@ -96,8 +96,8 @@ def clone(tmp_path_factory):
     if not (TOP / "plugin.yaml").is_file():
         pytest.skip("the sources are not beside the tests")
     folder = tmp_path_factory.mktemp("clone") / "hindsight_exec"
-    skipped = (".*", "__pycache__", "build", "dist", "*.egg-info")
-    shutil.copytree(TOP, folder, ignore=shutil.ignore_patterns(*skipped))
+    ignored = (TOP / ".gitignore").read_text(encoding="utf-8").replace("/", "").split()
+    shutil.copytree(TOP, folder, ignore=shutil.ignore_patterns(".git", *ignored))
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "clone")

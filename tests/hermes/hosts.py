@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from children import Process
 
 from .llm import REPLY, FakeLLM
 from .managed import Checkout
@@ -116,7 +117,7 @@ telemetry:  # else 0.22 asks before its first chat
             NO_COLOR="1",
             PYTHONWARNINGS="default::ResourceWarning",
         )
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[Process] = []
         self.run(self.ours, "hermes", "install", "--yes")
 
     @property
@@ -160,20 +161,15 @@ telemetry:  # else 0.22 asks before its first chat
         assert status is None or ended.returncode == status, ended.stdout
         return ended.stdout
 
-    def start(self, command: list[str], **options) -> subprocess.Popen:
+    def start(self, command: list[str], **options) -> Process:
         options = {"env": self.environment, "cwd": self.folder / "work", **options}
-        process = subprocess.Popen(command, **options)
+        process = Process(command, **options)
         self._processes.append(process)
         return process
 
     def close(self) -> None:
         for process in self._processes:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            process.close()
 
     def check_silence(self) -> None:
         """Nothing in output or logs tells of sessions, futures or tasks left behind."""
@@ -237,7 +233,6 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            start_new_session=True,
         )
         os.close(slave)
         self.text = ""

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 import pytest
+from children import Process
 from serving import ServingProcess, stored
 
 from .recording import configure
@@ -38,19 +39,16 @@ def test_an_hour_in_fast_motion(home: Path, tmp_path: Path) -> None:
     samples = []
     kills = 0
     try:
-        with subprocess.Popen(
+        with Process(
             [*program, str(CHATS), str(STEPS), str(SAMPLES)], stdout=subprocess.PIPE, text=True
         ) as gateway:
-            try:
-                for line in gateway.stdout or ():
-                    samples.append(json.loads(line))
-                    if len(samples) % 40 == 10:
-                        server.kill()
-                        kills += 1
-                    elif len(samples) % 40 == 20:
-                        server.start()
-            finally:
-                gateway.kill()
+            for line in gateway.stdout:
+                samples.append(json.loads(line))
+                if len(samples) % 40 == 10:
+                    server.kill()
+                    kills += 1
+                elif len(samples) % 40 == 20:
+                    server.start()
         turns = samples.pop()["turns"]
         # Once more: what the last provider could not deliver in its time.
         flush = [sys.executable, "-m", "hindsight_exec", "flush", "--timeout", "600"]

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from children import Process
+
 from .server import BUSY, Server, eventually
 
 MARK = re.compile(r"<([^<>#]+)#(\d+)>")
@@ -32,7 +34,7 @@ class Program:
     def __init__(self, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
         self.log = folder / f"program-{len(list(folder.glob('program-*')))}.log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = Process(
                 [sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -107,8 +109,7 @@ class Program:
 
     def close(self) -> None:
         self.kill()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.close()
 
 
 class Host:

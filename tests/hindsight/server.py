@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from children import Process
 from waiting import eventually  # handed on to this room
 
 from .stub import Models
@@ -133,14 +134,13 @@ class Hindsight:
             "NO_PROXY": "127.0.0.1",
         }
         self._log = open(self.folder / "keeper.log", "ab")  # noqa: SIM115  closed in close()
-        self._keeper = subprocess.Popen(
+        self._keeper = Process(
             [python, "-u", str(Path(__file__).with_name("keeper.py")), str(self.folder), str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
-            cwd=self.folder,
-            start_new_session=True,  # Ctrl-C is for the tests, which then end it in their order
+            cwd=self.folder,  # Ctrl-C is for the tests, which then end it in their order
         )
         try:
             self._answer()
@@ -166,12 +166,9 @@ class Hindsight:
         assert keeper.stdout is not None
         with contextlib.suppress(OSError):
             keeper.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             keeper.wait(30)
-        except subprocess.TimeoutExpired:
-            keeper.kill()
-            keeper.wait()
-        keeper.stdout.close()
+        keeper.close()
         self._log.close()
         self.models.close()
         logs = os.environ.get("HINDSIGHT_API_LOGS")

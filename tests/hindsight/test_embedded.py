@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from children import Process
 
 import hindsight_exec
 
@@ -24,7 +25,7 @@ class Chat:
         self.errors = folder / "errors"
         self.environment = environment
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(
+            self.process = Process(
                 [python, str(Path(__file__).with_name("chatter.py"))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -49,8 +50,7 @@ class Chat:
         assert (self.process.returncode, out) == (0, ""), self.errors.read_text()[-4000:]
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self.process.close()
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from children import Process
 from disk import MARK, SYSTEMS, Disk, Record, points, read, recorded, shim
 from workload import Promise
 
@@ -47,13 +49,16 @@ def record(
     root.mkdir()
     environment = recorded(shim, root, **variables)
     command = [sys.executable, PROGRAM, str(root), durability, life]
-    lives = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(count)
-    ]
-    for one in lives:
-        _, errors = one.communicate(timeout=120)
-        assert (one.returncode, "Traceback" in errors) == (0, False), errors
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                Process(command, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+            for _ in range(count)
+        ]
+        for one in started:
+            _, errors = one.communicate(timeout=120)
+            assert (one.returncode, "Traceback" in errors) == (0, False), errors
     return read(Path(f"{root}.log"))
 
 

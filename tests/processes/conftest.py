@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from children import Process
 
 import hindsight_exec
 
@@ -28,7 +29,7 @@ def server() -> Iterator[str]:
     """The URL of `hindsight-exec serve`, as a process; it ends with this one, however that ends."""
     serve = [sys.executable, "-m", "hindsight_exec", "serve", "--memory", "--port", "0"]
     pipe = subprocess.PIPE
-    with subprocess.Popen([*serve, "--until-eof"], stdin=pipe, stdout=pipe, text=True) as process:
+    with Process([*serve, "--until-eof"], stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         yield process.stdout.readline().strip()

@@ -711,10 +711,13 @@ def test_an_unusable_folder_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_server_has_all_it_acknowledged_once(tmp_path: Path) -> None:
+def test_a_killed_server_has_all_it_acknowledged_once(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Killed at random while it takes appends, it holds each acknowledged line once and in order."""
     random_ = random.Random(4)
     server = ServingProcess(tmp_path)
+    request.addfinalizer(server.kill)
     sent: list[tuple[str, str]] = []  # each line and its operation, in order
     answered = 0
 
@@ -743,7 +746,6 @@ def test_a_killed_server_has_all_it_acknowledged_once(tmp_path: Path) -> None:
         send(api, answered + 20)
         assert api.completed(sent[-1][1])["status"] == "completed"
         assert api.text("log").split("\n") == [line for line, _ in sent]
-    server.kill()
 
 
 # -- text -----------------------------------------------------------------------------------------
