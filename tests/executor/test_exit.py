@@ -452,7 +452,8 @@ def test_interrupted_drain(start, job):
     assert (ended.status, ended.out) == (0, "draining\ndeadline\nclosed\n")
     assert "Traceback" not in ended.err
     assert "stuck: interrupted; 2 jobs abandoned\n" in ended.err
-    assert ended.err.count("\n") == 2
+    # Ctrl-C may come right after the line, while on_closing has yet to return.
+    assert len([line for line in ended.err.splitlines() if "on_closing" not in line]) == 2
 
 
 @posix

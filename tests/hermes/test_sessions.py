@@ -18,7 +18,7 @@ def test_sessions_that_were_left_are_forgotten():
     for number in range(1000):
         sessions.switch(f"t{number}", "", rewound=False)
     gc.collect()
-    assert sum(isinstance(one, Identity) for one in gc.get_objects()) == count
+    assert sum(isinstance(one, Identity) for one in gc.get_objects()) <= count
 
 
 def test_a_session_that_is_come_back_to():
