@@ -50,6 +50,13 @@ REPLACED = {
 }
 
 TAIL = """
+## Banks of projects
+
+`bank_id_template` with `{project}` or `{git_project}` gives each project a bank.
+
+- `mirror_to_own_bank: true` keeps what is said in a project in your own bank, too: the bank that you have outside of projects, which is what the template names without them, else `bank_id`. Turns, `hindsight_retain` and `import` follow the same rule, since a note is as much about you as a turn. Both copies are saved on disk in one step, under the same document ids, and are delivered each by itself: a bank that refuses its copy does not hold the other, and `status` counts both. The server extracts facts for each bank, so its LLM is called twice as often. `hindsight_forget` deletes both copies.
+- With your own bank in `additional_banks`, a project recalls from both. What the project's bank shows is not repeated from yours: neither the same words nor anything from the same document.
+- `hindsight-exec retain FILE` knows no project, and stores in one bank.
 ## When turns are sent, and what it costs
 
 A request holds documents, a document holds turns of one session, and the server extracts facts from a document in chunks of 3000 characters. Each chunk is one call of its LLM, which carries a prompt of 12 500 characters besides: the number of calls is the cost.

@@ -58,9 +58,10 @@ _AT_ONCE = 16
 
 @dataclass
 class _Plan:
-    """What is to be done with a session: `new`, `begun`, or why it is left out."""
+    """What is to be done with a session in a bank: `new`, `begun`, or why it is left out."""
 
     past: PastSession
+    bank: str
     state: str
 
     @property
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.yes:
             _show(plans, args, settings, to_ask=True)
         unasked = "no terminal to ask on; use --yes to import without a question"
-        if not agreed(f"Import {counted(len(due), 'session')}?", yes=args.yes, unasked=unasked):
+        if not agreed(f"Import {_sessions(due)}?", yes=args.yes, unasked=unasked):
             return UNDONE
         return _import(plans, journal, settings, state, args)
 
@@ -127,22 +128,25 @@ def _plans(
     plans = []
     for past in sessions:
         in_use = not always and time.time() - past.last_at < _QUIET_SECONDS
-        state = journal.state(past) or ("in use" if in_use else "new")
-        plans.append(_Plan(past, state))
+        # The provider keeps a copy, so both banks get it. Each has its own state.
+        for bank in (past.identity.bank(settings), past.identity.mirror(settings)):
+            if bank is not None:
+                state = journal.state(past, bank) or ("in use" if in_use else "new")
+                plans.append(_Plan(past, bank, state))
     unknown = [plan for plan in plans if plan.state == "new"]
     for first in range(0, len(unknown), _AT_ONCE):
         some = unknown[first : first + _AT_ONCE]
-        for plan, there in zip(some, _are_there([plan.past for plan in some], settings)):
+        for plan, there in zip(some, _are_there(some, settings)):
             if there:
                 plan.state = "in the bank"
     return plans
 
 
-def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
+def _are_there(plans: list[_Plan], settings: Settings) -> list[bool]:
     """Whether the server has documents of these sessions: ours, or the bundled provider's."""
 
-    async def is_there(client: HindsightClient, past: PastSession) -> bool:
-        bank, session = past.identity.bank(settings), identifier(past.identity.session)
+    async def is_there(client: HindsightClient, plan: _Plan) -> bool:
+        bank, session = plan.bank, identifier(plan.past.identity.session)
         with contextlib.suppress(Rejected):  # 404: no such bank
             tagged = await client.documents(bank, limit=1, tags=[identifier(f"session:{session}")])
             named = await client.documents(bank, limit=20, query=session)
@@ -152,7 +156,7 @@ def _are_there(sessions: list[PastSession], settings: Settings) -> list[bool]:
         return False
 
     async def are_there(client: HindsightClient) -> list[bool]:
-        return await asyncio.gather(*(is_there(client, past) for past in sessions))
+        return await asyncio.gather(*(is_there(client, plan) for plan in plans))
 
     return ask(settings, are_there)
 
@@ -168,9 +172,9 @@ def _import(
             with Progress("turns stored") as progress:
                 for plan in due:
                     check()
-                    journal.note(plan.past, "begun")
-                    _give(writer, plan.past, settings)
-                    journal.note(plan.past, "done")
+                    journal.note(plan.past, plan.bank, "begun")
+                    _give(writer, plan, settings)
+                    journal.note(plan.past, plan.bank, "done")
                     plan.state = "imported"
                     progress.update(writer.counters().own_completed, total)
                 arrived = until_stored(writer, total, args.timeout, progress)
@@ -199,11 +203,11 @@ def _messages(
     )
 
 
-def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
-    identity = past.identity
+def _give(writer: RetainWriter, plan: _Plan, settings: Settings) -> None:
+    identity = plan.past.identity
     now = settings.now()
     messages, originals = [], []
-    for one in past.turns:
+    for one in plan.past.turns:
         shown = shown_of(one, settings)
         if shown is not None:
             given = _messages(shown, settings, now, localise=settings.localise)
@@ -214,7 +218,7 @@ def _give(writer: RetainWriter, past: PastSession, settings: Settings) -> None:
         writer,
         messages,
         session=identity.session,
-        bank=identity.bank(settings),
+        bank=plan.bank,
         context=settings.retain_context,
         tags=identity.tags(settings),
         metadata=identity.metadata(settings),
@@ -237,6 +241,7 @@ def _show(
         sessions = [
             {
                 "session": plan.past.identity.session,
+                "bank": plan.bank,
                 "title": plan.past.title,
                 "state": plan.state,
                 "turns": len(plan.past.turns),
@@ -254,6 +259,7 @@ def _show(
     rows = [
         (
             plan.past.identity.session,
+            plan.bank,
             f"{datetime.fromtimestamp(plan.past.last_at):%Y-%m-%d}",
             str(len(plan.past.turns)),
             plan.state,
@@ -262,14 +268,20 @@ def _show(
         for plan in plans
     ]
     if rows:
-        table([("session", "last used", "turns", "state", "title"), *rows], right=[2])
+        table([("session", "bank", "last used", "turns", "state", "title"), *rows], right=[3])
     calls = sum(plan.extractions(settings) for plan in chosen)
     prompt = calls * _PROMPT + sum(plan.chars for plan in chosen)
     say(
-        f"{counted(sum(plan.due for plan in plans), 'session')} to import, with"
+        f"{_sessions([plan for plan in plans if plan.due])} to import, with"
         f" {counted(turns, 'turn')}: about {counted(calls, 'call')} of the server's LLM,"
         f" with {prompt / 1e6:.1f} million characters of prompt"
     )
+
+
+def _sessions(plans: list[_Plan]) -> str:
+    count = len({plan.past.identity.session for plan in plans})
+    copies = len(plans) - count
+    return counted(count, "session") + (f", {copies} of them to two banks" if copies else "")
 
 
 class _Journal:
@@ -300,16 +312,15 @@ class _Journal:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def state(self, past: PastSession) -> str:
+    def state(self, past: PastSession, bank: str) -> str:
         """`done`, `begun`, or nothing."""
-        return self._known.get(self._key(past), "")
+        return self._known.get(self._key(past, bank), "")
 
-    def note(self, past: PastSession, state: str) -> None:
-        self._known[self._key(past)] = state
-        self._file.write(f"\n{json.dumps([*self._key(past), state])}")
+    def note(self, past: PastSession, bank: str, state: str) -> None:
+        self._known[self._key(past, bank)] = state
+        self._file.write(f"\n{json.dumps([*self._key(past, bank), state])}")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _key(self, past: PastSession) -> tuple[str, str, str]:
-        identity = past.identity
-        return self._settings.api_url, identity.bank(self._settings), identity.session
+    def _key(self, past: PastSession, bank: str) -> tuple[str, str, str]:
+        return self._settings.api_url, bank, past.identity.session

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional, Sequence, TypeVar
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxUnavailable
 from hindsight_exec.executor.waiting import now
@@ -89,28 +89,33 @@ class Intake:
             self._numbers[source.session] = number
         return at, number
 
-    def put(self, source: Source, turn: Turn, hold: Hold) -> bool:
-        """Take a turn and hold it; return whether it is on disk."""
-        return self._take(
-            source,
-            1,
-            lambda outbox: outbox.put(source, turn),
-            lambda backlog, number: backlog.hold(number, turn.chars, hold),
-        )
+    def put(self, sources: Sequence[Source], turn: Turn, hold: Hold) -> bool:
+        """Take a turn for each source, all or none, and hold it; return whether it is on disk."""
+
+        def note(backlog: Backlog, numbers: list[int]) -> bool:
+            wakes = [backlog.hold(number, turn.chars, hold) for number in numbers]
+            return any(wakes)
+
+        return self._take(sources, 1, lambda outbox: outbox.put_for(sources, turn), note)
 
     def put_document(
-        self, source: Source, document_id: str, item: bytes, given_at: float, turns: int
+        self,
+        sources: Sequence[Source],
+        document_id: str,
+        item: bytes,
+        given_at: float,
+        turns: int,
     ) -> bool:
         """Take a closed document, to be sent at once; return whether it is on disk."""
 
-        def note(backlog: Backlog, known: tuple[int, int]) -> bool:
-            backlog.ready.add(known[1])
+        def note(backlog: Backlog, known: list[tuple[int, int]]) -> bool:
+            backlog.ready.update(destination for _, destination in known)
             return True
 
         return self._take(
-            source,
+            sources,
             turns,
-            lambda outbox: outbox.put_document(source, document_id, item, given_at, turns),
+            lambda outbox: outbox.put_document_for(sources, document_id, item, given_at, turns),
             note,
         )
 
@@ -196,7 +201,7 @@ class Intake:
 
     def _take(
         self,
-        source: Source,
+        sources: Sequence[Source],
         turns: int,
         put: Callable[[Outbox], T],
         note: Callable[[Backlog, T], bool],
@@ -219,10 +224,11 @@ class Intake:
                 self._putting.discard(thread)
         with progress.lock:
             if not is_counted:
-                progress.given(source, turns)
+                for source in sources:
+                    progress.given(source, turns)
             should_wake = kept is None or note(*kept)
         if kept is None:
-            self._deferred.append(lambda: self._take(source, turns, put, note, is_counted=True))
+            self._deferred.append(lambda: self._take(sources, turns, put, note, is_counted=True))
         elif self._deferred:
             self.take_deferred()
         if should_wake:

@@ -77,6 +77,7 @@ class RetainWriter:
         *,
         session: str,
         bank: Optional[str] = None,
+        mirror: Optional[str] = None,
         context: Optional[str] = None,
         tags: Sequence[str] = (),
         metadata: Optional[Mapping[str, Any]] = None,
@@ -94,6 +95,8 @@ class RetainWriter:
             session: The conversation. Its turns are held until they fill a
                 document, the session ends, or no turn comes for a while.
             bank: The memory bank; ``settings.bank_id`` by default.
+            mirror: A second bank that gets the same documents. Both copies are
+                taken in one commit, counted, and delivered each by itself.
             context, tags, metadata, observation_scopes: Fields of the document;
                 turns with different fields go into different documents.
             immediate: Make a document of this turn alone and send it now.
@@ -108,18 +111,20 @@ class RetainWriter:
                 inside SQLite for 5 seconds, so it must not use it; nothing was
                 taken.
         """
-        source = self._source(session, bank, context, tags, metadata, observation_scopes)
+        sources = self._sources_of(
+            session, (bank, mirror), context, tags, metadata, observation_scopes
+        )
 
         def take(intake: Intake) -> bool:
-            given_at, index = intake.next_turn(source)
+            given_at, index = intake.next_turn(sources[0])
             turn = turns.turn(messages, given_at=given_at, index=index)
             if not immediate:
-                return intake.put(source, turn, self.hold)
-            document_id = turns.document_id(source.session, given_at, turn.payload)
-            item = turns.document_item(source, document_id, [turn])
-            return intake.put_document(source, document_id, item, given_at, 1)
+                return intake.put(sources, turn, self.hold)
+            document_id = turns.document_id(sources[0].session, given_at, turn.payload)
+            item = turns.document_item(sources[0], document_id, [turn])
+            return intake.put_document(sources, document_id, item, given_at, 1)
 
-        return self._take(source, take)
+        return self._take(sources, take)
 
     def put_text(
         self,
@@ -127,6 +132,7 @@ class RetainWriter:
         *,
         session: str,
         bank: Optional[str] = None,
+        mirror: Optional[str] = None,
         context: Optional[str] = None,
         tags: Sequence[str] = (),
         metadata: Optional[Mapping[str, Any]] = None,
@@ -142,15 +148,17 @@ class RetainWriter:
         """
         if not text.strip():
             raise ValueError(f"a text to retain must not be empty, not {text!r}")
-        source = self._source(session, bank, context, tags, metadata, observation_scopes)
+        sources = self._sources_of(
+            session, (bank, mirror), context, tags, metadata, observation_scopes
+        )
 
         def take(intake: Intake) -> bool:
-            given_at, _ = intake.next_turn(source, counts=False)
-            document_id = turns.document_id(source.session, given_at, text)
-            item = turns.text_item(source, document_id, text, given_at, timestamp)
-            return intake.put_document(source, document_id, item, given_at, 1)
+            given_at, _ = intake.next_turn(sources[0], counts=False)
+            document_id = turns.document_id(sources[0].session, given_at, text)
+            item = turns.text_item(sources[0], document_id, text, given_at, timestamp)
+            return intake.put_document(sources, document_id, item, given_at, 1)
 
-        return self._take(source, take)
+        return self._take(sources, take)
 
     def put_conversation(
         self,
@@ -158,6 +166,7 @@ class RetainWriter:
         *,
         session: str,
         bank: Optional[str] = None,
+        mirror: Optional[str] = None,
         context: Optional[str] = None,
         tags: Sequence[str] = (),
         metadata: Optional[Mapping[str, Any]] = None,
@@ -180,7 +189,9 @@ class RetainWriter:
 
         Otherwise as :meth:`put`. If the outbox is full halfway, give all again.
         """
-        source = self._source(session, bank, context, tags, metadata, observation_scopes)
+        sources = self._sources_of(
+            session, (bank, mirror), context, tags, metadata, observation_scopes
+        )
         kept: list[Turn] = []
         named: list[Turn] = []
         for index, (messages, at) in enumerate(past, first_index):
@@ -193,9 +204,11 @@ class RetainWriter:
         start = 0
         for count in [len(kept)] if document_id else counts:
             first = named[start]
-            name = document_id or turns.document_id(source.session, first.given_at, first.payload)
-            item = turns.document_item(source, name, kept[start : start + count])
-            self._put_document(source, name, item, first.given_at, count)
+            name = document_id or turns.document_id(
+                sources[0].session, first.given_at, first.payload
+            )
+            item = turns.document_item(sources[0], name, kept[start : start + count])
+            self._put_document(sources, name, item, first.given_at, count)
             start += count
 
     def end_session(self, session: str) -> None:
@@ -301,38 +314,45 @@ class RetainWriter:
 
     # --- helpers ----------------------------------------------------------
 
-    def _source(
+    def _sources_of(
         self,
         session: str,
-        bank: Optional[str],
+        banks: tuple[Optional[str], Optional[str]],
         context: Optional[str],
         tags: Sequence[str],
         metadata: Optional[Mapping[str, Any]],
         observation_scopes: Any,
-    ) -> Source:
-        source = turns.source(
-            url=self.settings.api_url,
-            credential=self.settings.credential,
-            bank=self.settings.bank_id if bank is None else bank,
-            session=session,
-            context=context,
-            tags=tags,
-            metadata=metadata,
-            observation_scopes=observation_scopes,
-        )
-        if source.bank != self.settings.bank_id and (problem := bank_problem(source.bank)):
-            raise ConfigError(f"the bank id {source.bank!r:.60} {problem}")
-        return source
+    ) -> list[Source]:
+        """The source of the first bank, and that of the second one, if there is one."""
+        first = self.settings.bank_id if banks[0] is None else banks[0]
+        sources = [
+            turns.source(
+                url=self.settings.api_url,
+                credential=self.settings.credential,
+                bank=bank,
+                session=session,
+                context=context,
+                tags=tags,
+                metadata=metadata,
+                observation_scopes=observation_scopes,
+            )
+            for bank in dict.fromkeys((first, banks[1]))
+            if bank is not None
+        ]
+        for one in sources:
+            if one.bank != self.settings.bank_id and (problem := bank_problem(one.bank)):
+                raise ConfigError(f"the bank id {one.bank!r:.60} {problem}")
+        return sources
 
     def _put_document(
-        self, source: Source, document_id: str, item: bytes, given_at: float, turns: int
+        self, sources: list[Source], document_id: str, item: bytes, given_at: float, turns: int
     ) -> None:
         def take(intake: Intake) -> bool:
-            return intake.put_document(source, document_id, item, given_at, turns)
+            return intake.put_document(sources, document_id, item, given_at, turns)
 
-        self._take(source, take, turns)
+        self._take(sources, take, turns)
 
-    def _take(self, source: Source, take: Callable[[Intake], bool], turns: int = 1) -> bool:
+    def _take(self, sources: list[Source], take: Callable[[Intake], bool], turns: int = 1) -> bool:
         engine = self._joined()
         taker = living(engine)
         is_on_disk = take(taker.intake)
@@ -340,15 +360,17 @@ class RetainWriter:
             # Another writer's engine delivers it; flush() of this closed writer
             # does not know when.
             with engine.delivery.progress.lock:
-                engine.delivery.progress.given(source, turns)
+                for source in sources:
+                    engine.delivery.progress.given(source, turns)
         # After it was counted: flush() on another thread forgets a source that
         # has no turn.
-        if source not in self._sources:
-            with engine.lock:
-                if len(self._sources) >= self._most_sources:
-                    self._forget_finished(engine)
-                    self._most_sources = max(_SOURCES, 2 * len(self._sources))
-                self._sources.add(source)
+        for source in sources:
+            if source not in self._sources:
+                with engine.lock:
+                    if len(self._sources) >= self._most_sources:
+                        self._forget_finished(engine)
+                        self._most_sources = max(_SOURCES, 2 * len(self._sources))
+                    self._sources.add(source)
         return is_on_disk
 
     def _forget_finished(self, engine: Engine) -> None:

@@ -74,20 +74,26 @@ class Identity:
 
     def bank(self, settings: Settings) -> str:
         """The bank: the user's own, the template's, or ``bank_id``."""
+        return settings.bank_for(self._fields(self.folder))
+
+    def mirror(self, settings: Settings) -> str | None:
+        """The bank that gets a copy: the one without the project, where this is another."""
+        own = settings.bank_for(self._fields("")) if settings.mirror_to_own_bank else None
+        return None if own == self.bank(settings) else own
+
+    def _fields(self, folder: str) -> dict[str, str]:
         facts = self.known
-        return settings.bank_for(
-            {
-                "profile": facts.get("agent_identity", ""),
-                "workspace": self.workspace,
-                "platform": facts.get("platform", ""),
-                "user": facts.get("user_id", ""),
-                "chat": facts.get("chat_id", ""),
-                "thread": facts.get("thread_id", ""),
-                "session": self.session,
-                "project": Path(self.folder).name,
-                "git_project": repository_name(self.folder) if self.folder else "",
-            }
-        )
+        return {
+            "profile": facts.get("agent_identity", ""),
+            "workspace": self.workspace,
+            "platform": facts.get("platform", ""),
+            "user": facts.get("user_id", ""),
+            "chat": facts.get("chat_id", ""),
+            "thread": facts.get("thread_id", ""),
+            "session": self.session,
+            "project": Path(folder).name,
+            "git_project": repository_name(folder) if folder else "",
+        }
 
     def tags(self, settings: Settings) -> tuple[str, ...]:
         """The configured tags, then the session, its parent, and the author in a shared chat."""

@@ -140,6 +140,9 @@ async def from_banks(
 ) -> list[Memory]:
     """What the banks hold, in turn; memories of other banks than the first are marked.
 
+    What an earlier bank shows, in the same words or from the same document, a later
+    one does not: a bank may hold copies of another's documents.
+
     Args:
         lately: Documents of the first bank that there may be no observations
             of yet. Where only observations are recalled, their facts are added.
@@ -158,12 +161,16 @@ async def from_banks(
         *(memories(client, settings, bank, query) for bank in banks), return_exceptions=True
     )
     found: list[list[Memory]] = []
+    known = {key for one in fresh for key in (one.text, one.document_id) if key}
     for bank, answer in zip(banks, answers):
         if isinstance(answer, BaseException):
             _warn_once(bank, answer)
         else:
             mark = "" if bank == banks[0] else f" (bank {bank})"
-            found.append([one._replace(mark=mark) for one in answer])
+            others = known if mark else set()
+            new = [one for one in answer if not {one.text, one.document_id} & others]
+            known |= {key for one in new for key in (one.text, one.document_id) if key}
+            found.append([one._replace(mark=mark) for one in new])
     if isinstance(answers[0], BaseException) and not any(found):
         raise answers[0]
     return fresh + [one for row in zip_longest(*found) for one in row if one is not None]

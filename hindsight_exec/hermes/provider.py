@@ -139,7 +139,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if old is not None and old.connection is not parts.connection:
             old.close()
         if not self._read_only:
-            parts.connection.apply_missions(self._bank)
+            self._apply_missions(parts)
         parts.mental_model.fetch(self._sessions.current)
         if settings.memory_mode != "tools" or settings.auto_retain:
             parts.connection.check(0)  # wakes an embedded server before the first recall
@@ -236,7 +236,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if scope is None or parts is None or not self._recalls or self._settings.recall_sync:
             return
         if not self._read_only:
-            parts.connection.apply_missions(self._bank)
+            self._apply_missions(parts)
         parts.start(scope, query, waits=self._settings.prefetch_waits_for_retain)
 
     def recall_status(self) -> Any:
@@ -334,9 +334,11 @@ class HindsightMemoryProvider(host.MemoryProvider):
     def _settings(self) -> Settings:
         return self._loaded or host.settings_of(host.hermes_home())
 
-    @property
-    def _bank(self) -> str:
-        return self._sessions.current.bank(self._settings)
+    def _apply_missions(self, parts: Parts) -> None:
+        settings, current = self._settings, self._sessions.current
+        for bank in (current.bank(settings), current.mirror(settings)):
+            if bank is not None:
+                parts.connection.apply_missions(bank)
 
     @property
     def _recalls(self) -> bool:

@@ -266,6 +266,7 @@ class Retention:
         return {
             "session": who.session,
             "bank": who.bank(settings),
+            "mirror": who.mirror(settings),
             "tags": who.tags(settings),
             "metadata": who.metadata(settings),
             "observation_scopes": settings.observation_scopes,

@@ -166,7 +166,7 @@ def call(
             budget = settings.recall_budget
             text = scrub(ask(lambda client: client.reflect(bank, query, budget=budget)))
         elif name == FORGET and settings.forget_tool and retention is not None:
-            text = _forget(args, identity.bank(settings), settings, retention, ask)
+            text = _forget(args, identity, settings, retention, ask)
         else:
             return error(f"there is no tool {name!r}, only {RETAIN}, {RECALL} and {REFLECT}")
     except ValueError as wrong:  # ConfigError among them
@@ -182,12 +182,13 @@ def call(
 
 def _forget(
     args: Any,
-    bank: str,
+    identity: Identity,
     settings: Settings,
     retention: Retention,
     ask: Callable[[Callable[[HindsightClient], Awaitable[Any]]], Any],
 ) -> str:
     """List what fits a query, or delete what was listed before."""
+    bank, mirror = identity.bank(settings), identity.mirror(settings)
     chosen = _object(args).get("document_ids")
     if not chosen:
         query = query_of(args)
@@ -201,7 +202,11 @@ def _forget(
     if unknown:
         raise ValueError(f"list it with a query first: {_brief(unknown[0])}")
     count = ask(lambda client: forget.delete(client, bank, chosen))
-    return f"{count} of {len(chosen)} documents deleted, with what was drawn from them."
+    text = f"{count} of {len(chosen)} documents deleted, with what was drawn from them."
+    if mirror is not None:
+        copies = ask(lambda client: forget.delete(client, mirror, chosen))
+        text += f" Of their copies in the bank {mirror}, {copies} were there and are deleted, too."
+    return text
 
 
 def schemas(settings: Settings, *, read_only: bool) -> list[dict[str, Any]]:

@@ -39,9 +39,11 @@ MAX_SOURCES = 4096
 _VACUUM_BYTES = 4 << 20
 
 _PUT = "INSERT INTO turns (source, given_at, number, sizes, payload) VALUES (?, ?, ?, ?, ?)"
+_MORE_TURNS = ", (?, ?, ?, ?, ?)"
 _ADD_DOCUMENT = """INSERT INTO documents
     (destination, source, document_id, turns, given_at, bytes, item)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_MORE_DOCUMENTS = ", (?, ?, ?, ?, ?, ?, ?)"
 _MOVED = """SELECT d.id, s.header, d.document_id, d.item, d.given_at, d.turns
     FROM documents d JOIN sources s ON s.id = d.source
     WHERE d.batch IS NULL AND d.reason IS NULL ORDER BY d.id LIMIT 100"""
@@ -96,23 +98,26 @@ class Outbox(OutboxReader):
             OutboxFull: ``max_bytes`` are held already. Nothing is evicted.
             ValueError: The turn is longer than ``MAX_ROW_BYTES``.
         """
+        return self.put_for((source,), turn)[0]
+
+    def put_for(self, sources: Sequence[Source], turn: Turn) -> list[int]:
+        """Keep a turn for each source: one statement adds all rows, or none. Else as :meth:`put`."""
         payload = turn.payload
         size = len(payload) if payload.isascii() else len(payload.encode())  # spares a copy
         row = (turn.given_at, turn.index, str(list(turn.sizes)), payload)  # JSON, too
-        cache = self._db.known
-        known = cache.get(source)
+        numbers: list[int] = []
 
         def insert() -> int:
-            nonlocal known
-            self._check_room(size)
-            if known is None or cache is not self._db.known:
-                known = self._source(source)
-            inserted = self._db.execute(_PUT, (known[0], *row)).lastrowid
-            self._db.bytes += size
+            nonlocal numbers
+            self._check_room(size, len(sources))
+            numbers = [number for number, _ in self._sources(sources)]
+            values = [value for number in numbers for value in (number, *row)]
+            inserted = self._db.execute(_PUT + _MORE_TURNS * (len(sources) - 1), values).lastrowid
+            self._db.bytes += size * len(sources)
             return inserted  # type: ignore[return-value]  # an INSERT sets it
 
-        self._db.write(insert, "turns", single=known is not None)
-        return known[0]  # type: ignore[index,no-any-return]  # `insert` sets it
+        self._db.write(insert, "turns", single=self._db.known.keys() >= set(sources))
+        return numbers
 
     def put_document(
         self, source: Source, document_id: str, item: bytes, given_at: float, turns: int = 1
@@ -122,31 +127,50 @@ class Outbox(OutboxReader):
         Raises:
             OutboxFull, ValueError: As :meth:`put`.
         """
-        known = (0, 0)
+        return self.put_document_for((source,), document_id, item, given_at, turns)[0]
+
+    def put_document_for(
+        self,
+        sources: Sequence[Source],
+        document_id: str,
+        item: bytes,
+        given_at: float,
+        turns: int,
+    ) -> list[tuple[int, int]]:
+        """Keep a closed document for each source, as :meth:`put_for` keeps a turn."""
+        known: list[tuple[int, int]] = []
+        row = (document_id, turns, given_at, len(item), item)
 
         def insert() -> int:
             nonlocal known
-            self._check_room(len(item))
-            number, destination = known = self._source(source)
-            inserted = self._db.execute(
-                _ADD_DOCUMENT,
-                (destination, number, document_id, turns, given_at, len(item), item),
-            ).lastrowid
-            self._db.bytes += len(item)
+            self._check_room(len(item), len(sources))
+            known = self._sources(sources)
+            values = [value for number, place in known for value in (place, number, *row)]
+            add = _ADD_DOCUMENT + _MORE_DOCUMENTS * (len(sources) - 1)
+            inserted = self._db.execute(add, values).lastrowid
+            self._db.bytes += len(item) * len(sources)
             return inserted  # type: ignore[return-value]  # an INSERT sets it
 
-        self._db.write(insert, "documents", single=source in self._db.known)
+        self._db.write(insert, "documents", single=self._db.known.keys() >= set(sources))
         return known
 
-    def _check_room(self, size: int) -> None:
+    def _check_room(self, size: int, copies: int) -> None:
         if size > MAX_ROW_BYTES:
             raise ValueError(f"a turn may have {MAX_ROW_BYTES} bytes, not {size}")
-        if self.bytes + size > self.max_bytes:
+        if self.bytes + size * copies > self.max_bytes:
             raise OutboxFull(
                 f"the outbox holds {self.bytes} of {self.max_bytes} bytes and takes no more, so "
                 "this turn is not kept; bring the server back, or erase what waits with "
                 "'hindsight-exec outbox purge'"
             )
+
+    def _sources(self, sources: Sequence[Source]) -> list[tuple[int, int]]:
+        cache = self._db.known
+        found = [self._source(one) for one in sources]
+        if cache is not self._db.known:
+            # To make room for one, others were deleted that have no turn yet.
+            found = [self._source(one) for one in sources]
+        return found
 
     def _source(self, source: Source) -> tuple[int, int]:
         """The numbers of a source and its destination, new or known."""

@@ -83,6 +83,8 @@ class Settings:
         strict=True, group="Bank")
     bank_id_by_user: Tuple[Tuple[str, str], ...] = _key((), "banks", "Banks of single users, by user id or by"
         " platform:user id; they go before the template.", strict=True, group="Bank")
+    mirror_to_own_bank: bool = _key(False, "bool", "What is said in a project, and hindsight_retain there, is also kept in your own"
+        " bank: the one that counts outside of projects.", group="Bank")
     additional_banks: Tuple[str, ...] = _key((), "list", "Further banks that are recalled from; nothing is retained there.", strict=True, group="Bank")
     mental_model_id: str = _key("", "text", "Id of a mental model of the bank, to be shown in the system prompt.", group="Bank")
     bank_mission: str = _key("", "text", "Mission that frames how the bank reflects.", group="Bank")

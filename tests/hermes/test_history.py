@@ -291,6 +291,32 @@ def test_secrets_are_hidden(history, home, run, server):
     assert "[redacted]" in json.dumps(stored(server.url))
 
 
+def test_copies_in_the_own_bank(history, home, run, server):
+    """With mirror_to_own_bank a project's session is imported into both banks, each once."""
+    history.session("one")
+    history.talk("one", 1, 2)
+    history.session("two")
+    history.talk("two", 1)
+    history.db.execute("ALTER TABLE sessions ADD COLUMN cwd TEXT")
+    history.db.execute("UPDATE sessions SET cwd = '/src/app' WHERE id = 'one'")
+    banks = {"bank_id": "b", "bank_id_template": "{project}"}
+    configure(home, api_url=server.url, **banks)
+    assert run("--yes", "--session", "one")[0] == 0
+    assert (stored(server.url), set(stored(server.url, "app"))) == ({}, {"one"})
+    configure(home, api_url=server.url, **banks, mirror_to_own_bank=True)
+    found = json.loads(run("--dry-run", "--json")[1])["sessions"]
+    assert [(one["session"], one["bank"], one["state"]) for one in found] == [
+        ("one", "app", "done"),
+        ("one", "b", "new"),
+        ("two", "b", "new"),
+    ]
+    status, out, _ = run("--yes")
+    assert (status, out) == (0, "3 of 3 turns stored\n")
+    assert set(stored(server.url)) == {"one", "two"}
+    assert stored(server.url)["one"] == stored(server.url, "app")["one"]
+    assert run("--yes")[1].startswith("session")
+
+
 def test_what_an_import_costs(history, run):
     """The estimate counts as the server extracts: document by document, a call at least for each."""
     for number in range(20):

@@ -50,6 +50,50 @@ def test_put_is_committed_when_it_returns(outbox: Outbox, path: Path, run: Any) 
     assert "turn 1" in ended.out
 
 
+def test_two_banks_in_one_statement(outbox: Outbox) -> None:
+    """A turn or a document for two banks is two rows of one statement: never one without the other."""
+    both = (source(), source(bank="own"))
+    outbox.put_for(both, turn(1))  # makes the sources
+    statements: list[str] = []
+    outbox._db.connection.set_trace_callback(statements.append)
+    numbers = outbox.put_for(both, turn(2))
+    known = outbox.put_document_for(both, "s/1", b'{"content": "[]"}', AT, 1)
+    outbox._db.connection.set_trace_callback(None)
+    assert [one.split()[:3] for one in statements] == [
+        ["INSERT", "INTO", "turns"],
+        ["INSERT", "INTO", "documents"],
+    ]
+    assert [number for number, _ in known] == numbers
+    assert len(set(numbers)) == 2
+    assert [(entry["bank"], entry["state"]) for entry in outbox.entries()] == [
+        ("b", "queued"),
+        ("own", "queued"),
+        *[("b", "held"), ("own", "held")] * 2,
+    ]
+
+
+def test_two_banks_and_room_for_one(path: Path) -> None:
+    """Where the outbox has room for one of two copies, it takes none."""
+    both = (source(), source(bank="own"))
+    size = len(turn(1).payload.encode())
+    with closing(Outbox(path, max_bytes=size + 5)) as outbox:
+        with pytest.raises(OutboxFull):
+            outbox.put_for(both, turn(1))
+        with pytest.raises(OutboxFull):
+            outbox.put_document_for(both, "s/1", b"x" * size, AT, 1)
+        assert outbox.is_empty()
+        outbox.put(source(), turn(1))
+
+
+def test_two_banks_when_sources_are_forgotten(outbox: Outbox, monkeypatch: Any) -> None:
+    """The source of the first bank is kept while that of the second makes room for itself."""
+    monkeypatch.setattr(outbox_room, "MAX_SOURCES", 2)
+    for number in range(5):
+        both = (source(f"s{number}"), source(f"s{number}", "own"))
+        held = outbox.put_for(both, turn(number))
+        assert [outbox.source(one) for one in held] == list(both)
+
+
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
 def test_put_survives_sigkill(path: Path, start: Any, synchronous: str) -> None:
     """A process that is killed right after put() returned loses nothing."""
