@@ -52,11 +52,21 @@ REPLACED = {
 TAIL = """
 ## Banks of projects
 
-`bank_id_template` with `{project}` or `{git_project}` gives each project a bank.
+`bank_id_template` with `{project}` or `{git_project}` gives each project a bank. Or the project names one itself, in `.hindsight/config.toml`:
+
+```toml
+bank_id = "app"
+```
+
+- The file is read only in the folders that you list in `trusted_project_dirs`, and in folders in them: `["~/src"]` trusts every project in `~/src`. Links are resolved first, and both the project and the file must be in such a folder. Anywhere else the file is not opened; one line says, once, that it is ignored and how to trust it.
+- It counts for the folder that it is in and for those below it, the nearest file first; the home folder and what is above it are no projects. It is read when a session begins, goes before `bank_id_by_user`, `bank_id_template` and `bank_id`, and is not asked where the host names a user, as in a messenger's chat: one file would merge the banks of several people. `import` asks the file that is there now.
+- Nothing but `bank_id` counts in it: a project names no server and no key, and changes neither what is kept nor what is recalled. A file without `bank_id` changes nothing.
+- A file in a trusted folder that cannot be read or names no usable bank turns memory off in that project, and says why: its turns do not go to another bank instead.
+- The session's folder is what Hermes tells (0.22), else, in the CLI and the TUI, the one that Hermes works in. Before Python 3.11, reading the file takes the package tomli, which the extra `hermes` brings.
 
 - `mirror_to_own_bank: true` keeps what is said in a project in your own bank, too: the bank that you have outside of projects, which is what the template names without them, else `bank_id`. Turns, `hindsight_retain` and `import` follow the same rule, since a note is as much about you as a turn. Both copies are saved on disk in one step, under the same document ids, and are delivered each by itself: a bank that refuses its copy does not hold the other, and `status` counts both. The server extracts facts for each bank, so its LLM is called twice as often. `hindsight_forget` deletes both copies.
 - With your own bank in `additional_banks`, a project recalls from both. What the project's bank shows is not repeated from yours: neither the same words nor anything from the same document.
-- `hindsight-exec retain FILE` knows no project, and stores in one bank.
+- The command `retain` knows no project, and stores in one bank.
 ## When turns are sent, and what it costs
 
 A request holds documents, a document holds turns of one session, and the server extracts facts from a document in chunks of 3000 characters. Each chunk is one call of its LLM, which carries a prompt of 12 500 characters besides: the number of calls is the cost.

@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")
     if settings.durability == "memory":
         raise ConfigError("durability is memory: an import needs the outbox on disk")
-    every = (_stored(past, settings) for past in past_sessions(home.absolute()))
-    sessions = [past for past in every if past.turns and _wanted(past, args)]
+    wanted = (past for past in past_sessions(home.absolute()) if _wanted(past, args))
+    sessions = [past for past in (_stored(past, settings) for past in wanted) if past.turns]
     embedded.know(settings)
     probe(settings, args.timeout)
     state = args.state or state_of(home.absolute())
@@ -112,8 +112,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stored(past: PastSession, settings: Settings) -> PastSession:
-    """The session without the turns that the user wants nothing kept of."""
-    return replace(past, turns=tuple(turn for turn in past.turns if shown_of(turn, settings)))
+    """The session in its bank, without the turns that the user wants nothing kept of."""
+    try:
+        identity = past.identity.placed(settings, note)
+    except ConfigError as error:
+        note(f"session {past.identity.session} is left out: {error}")
+        return replace(past, turns=())
+    turns = tuple(turn for turn in past.turns if shown_of(turn, settings))
+    return replace(past, identity=identity, turns=turns)
 
 
 def _wanted(past: PastSession, args: argparse.Namespace) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from hindsight_exec.settings.banks import repository_name
+from hindsight_exec.settings.project import project_file
 
 if TYPE_CHECKING:
     from hindsight_exec.settings.config import Settings
+
+# Files of projects that the user was told of.
+_ignored: set[Path] = set()
 
 # What Hermes passes to initialize() and the bundled provider stores as metadata.
 _NOTED = (
@@ -39,6 +43,8 @@ class Identity:
     author: tuple[tuple[str, str], ...] = ()
     folder: str = ""
     """That the session works in; "" if there is none."""
+    project_bank: str = ""
+    """That the project of the folder names; "" if it names none."""
 
     @classmethod
     def of(cls, session: Any, told: Mapping[str, Any]) -> Identity:
@@ -57,6 +63,30 @@ class Identity:
         session = _word(session) or self.session
         return replace(self, session=session, parent=_word(parent), author=())
 
+    def placed(self, settings: Settings, notify: Callable[[str], object]) -> Identity:
+        """The same with the bank that the project names in its own file, if the user trusts it.
+
+        Where the host names a user, as in a messenger's chat, the file is not asked: it
+        would merge the banks of several people.
+
+        Args:
+            notify: Called with words for the user, once for a file that is not trusted.
+
+        Raises:
+            ConfigError: See `project_file`.
+        """
+        if not self.folder or self.known.get("user_id"):
+            return self
+        found = project_file(self.folder, settings.trusted_project_dirs)
+        if found.ignored is not None and found.ignored not in _ignored:
+            _ignored.add(found.ignored)
+            folder = found.ignored.parents[1]
+            notify(
+                f"{found.ignored} is ignored; to keep this project's memories in the bank that it"
+                f" names, add {folder} to trusted_project_dirs"
+            )
+        return replace(self, project_bank=found.bank)
+
     def written_by(self, author: Any) -> Identity:
         """The same session with the author of a turn: Hermes' ``{"id", "name", "is_bot"}``."""
         told = author if isinstance(author, Mapping) else {}
@@ -73,8 +103,8 @@ class Identity:
         return {name: value for name, value in merged.items() if value}
 
     def bank(self, settings: Settings) -> str:
-        """The bank: the user's own, the template's, or ``bank_id``."""
-        return settings.bank_for(self._fields(self.folder))
+        """The bank: the project's, the user's own, the template's, or ``bank_id``."""
+        return self.project_bank or settings.bank_for(self._fields(self.folder))
 
     def mirror(self, settings: Settings) -> str | None:
         """The bank that gets a copy: the one without the project, where this is another."""

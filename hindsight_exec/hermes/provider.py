@@ -57,6 +57,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         self._loaded: Settings | None = None
         self._status: Callable[[str], object] | None = None
         self._read_only = False
+        self._misplaced = ""  # what is wrong with the bank that the project names
         self._lock = ForkSafeLock()
         # Replaced under the lock:
         self._parts: Parts | None = None
@@ -90,7 +91,11 @@ class HindsightMemoryProvider(host.MemoryProvider):
 
     def get_status_config(self, provider_config: Any = None) -> dict[str, Any]:
         """What ``hermes memory status`` shows: where turns go, and how many wait or are dead."""
-        return setup.status(self._settings, self._home or host.hermes_home())
+        shown = setup.status(self._settings, self._home or host.hermes_home())
+        identity, problem = self._placed("", {})
+        if problem or identity.project_bank:
+            shown["bank of this project"] = problem or identity.project_bank
+        return shown
 
     def identity_signature(self) -> dict[str, Any]:
         """What a gateway's cached agent must be rebuilt for, when it changes.
@@ -113,14 +118,16 @@ class HindsightMemoryProvider(host.MemoryProvider):
         """Serve a session; the background delivers what dead processes left behind."""
         self.initialize_for_inspection(session_id, **kwargs)
         settings = self._settings
-        missing = setup.missing(settings)
+        missing = setup.missing(settings) or self._misplaced
         if missing:
-            logger.warning("Hindsight memory is off: %s", missing)
-            self._show(kwargs.get("warning_callback"), f"Hindsight memory is off: {missing}")
+            self._warn(kwargs, f"Hindsight memory is off: {missing}")
+            with self._lock:
+                left, self._parts = self._parts, None
+            if left is not None:
+                left.close(leave_to_others=True)  # of the session before
             return
         if setup.missing_package():
-            logger.warning("%s", setup.missing_package())
-            self._show(kwargs.get("warning_callback"), setup.missing_package())
+            self._warn(kwargs, setup.missing_package())
         if embedded.first_start(settings):
             logger.info("%s", embedded.FIRST_START)
             self._show(kwargs.get("warning_callback"), embedded.FIRST_START)
@@ -151,9 +158,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
         self._home, self._loaded = home, host.settings_of(home)
         self._status = status if callable(status) else None
         self._read_only = (kwargs.get("agent_context") or "primary") != "primary"
-        self._sessions.begin(
-            Identity.of(session_id, {"cwd": host.working_folder(kwargs), **kwargs})
-        )
+        identity, self._misplaced = self._placed(session_id, kwargs)
+        self._sessions.begin(identity)
 
     def system_prompt_block(self) -> str:
         parts = self._parts
@@ -308,7 +314,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
         """The tool's answer as JSON: ``{"result": …}`` or ``{"error": …}``."""
         parts = self._parts
         if parts is None:
-            return tools.error(setup.missing(self._settings) or "no session has begun")
+            missing = setup.missing(self._settings) or self._misplaced
+            return tools.error(missing or "no session has begun")
         who = self._sessions.current
         return tools.call(tool_name, args, who, parts.connection, parts.retention)
 
@@ -333,6 +340,18 @@ class HindsightMemoryProvider(host.MemoryProvider):
     @property
     def _settings(self) -> Settings:
         return self._loaded or host.settings_of(host.hermes_home())
+
+    def _placed(self, session: str, told: Mapping[str, Any]) -> tuple[Identity, str]:
+        """The session that a host begins, and why its project's memory is off, if it is."""
+        identity = Identity.of(session, {"cwd": host.working_folder(told), **told})
+        try:
+            return identity.placed(self._settings, lambda text: self._warn(told, text)), ""
+        except ConfigError as error:
+            return identity, str(error)
+
+    def _warn(self, told: Mapping[str, Any], text: str) -> None:
+        logger.warning("%s", text)
+        self._show(told.get("warning_callback"), text)
 
     def _apply_missions(self, parts: Parts) -> None:
         settings, current = self._settings, self._sessions.current

@@ -83,6 +83,8 @@ class Settings:
         strict=True, group="Bank")
     bank_id_by_user: Tuple[Tuple[str, str], ...] = _key((), "banks", "Banks of single users, by user id or by"
         " platform:user id; they go before the template.", strict=True, group="Bank")
+    trusted_project_dirs: Tuple[str, ...] = _key((), "folders", "Folders whose projects may name a bank of their own, in"
+        " .hindsight/config.toml; folders in them count, too.", strict=True, group="Bank")
     mirror_to_own_bank: bool = _key(False, "bool", "What is said in a project, and hindsight_retain there, is also kept in your own"
         " bank: the one that counts outside of projects.", group="Bank")
     additional_banks: Tuple[str, ...] = _key((), "list", "Further banks that are recalled from; nothing is retained there.", strict=True, group="Bank")

@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 
 from hindsight_exec.client.urls import MAX_BANK_BYTES, bank_problem, normalise_url
@@ -161,6 +162,16 @@ def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
     return entries
 
 
+def _folders(value: Any, item: Field[Any]) -> Tuple[str, ...]:
+    try:
+        found = tuple(Path(one).expanduser() for one in _list(value, item))
+    except RuntimeError:  # there is no such user
+        found = (Path(),)
+    if not all(path.is_absolute() for path in found):
+        raise WrongValue("a list of absolute folders")
+    return tuple(map(str, found))
+
+
 def _patterns(value: Any, _: Field[Any]) -> Tuple[str, ...]:
     parsed = _literal(value) if isinstance(value, str) else value
     # Text that is no list is one pattern: commas mean something in it.
@@ -199,7 +210,7 @@ def _scopes(value: Any, _: Field[Any]) -> Any:
 
 _ALL: Tuple[Callable[[Any, Field[Any]], Any], ...] = (
     *(_text, _url, _label, _bank, _template, _banks, _variables, _profile, _secret),
-    *(_choice, _bool, _number, _int, _list, _patterns, _scopes),
+    *(_choice, _bool, _number, _int, _list, _folders, _patterns, _scopes),
 )
 #: By the kind of a key: "text" is read by `_text`.
 PARSERS = {parser.__name__[1:]: parser for parser in _ALL}

@@ -40,6 +40,7 @@ OTHERS = {
     "url": "http://127.0.0.1:2",
     "secret": "SECRET",
     "list": "world",
+    "folders": '["/src"]',
     "patterns": '["^x"]',
     "scopes": "per_tag",
     "banks": '{"u": "b"}',

@@ -317,6 +317,24 @@ def test_copies_in_the_own_bank(history, home, run, server):
     assert run("--yes")[1].startswith("session")
 
 
+def test_sessions_of_projects(history, home, run, server, clean):
+    """Past sessions go to the bank that a trusted project names, and wrong files leave them out."""
+    history.db.execute("ALTER TABLE sessions ADD COLUMN cwd TEXT")
+    for name, text in (("app", 'bank_id = "p"'), ("bad", "bank_id = 5")):
+        folder = clean / "src" / name
+        (folder / ".hindsight").mkdir(parents=True)
+        (folder / ".hindsight" / "config.toml").write_text(text)
+        history.session(name)
+        history.talk(name, 1)
+        history.db.execute("UPDATE sessions SET cwd = ? WHERE id = ?", (str(folder), name))
+    configure(home, api_url=server.url, bank_id="b", trusted_project_dirs=["~/src"])
+    status, _, err = run("--yes")
+    assert status == 0
+    assert "session bad is left out: " in err
+    assert "bank_id must be text, not 5" in err
+    assert (stored(server.url), set(stored(server.url, "p"))) == ({}, {"app"})
+
+
 def test_what_an_import_costs(history, run):
     """The estimate counts as the server extracts: document by document, a call at least for each."""
     for number in range(20):

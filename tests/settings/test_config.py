@@ -80,7 +80,7 @@ def test_every_key_of_the_file_is_read(home):
     """Each key of config.json reaches its setting."""
     values = {
         "mode": "local_external", "api_url": "http://127.0.0.1:9999/", "apiKey": "k", "timeout": 7,
-        "bank_id": "b", "bank_id_template": "t-{user}", "bank_id_by_user": {"7": "seven"}, "mirror_to_own_bank": True, "additional_banks": ["b2"], "mental_model_id": "mm1", "bank_mission": "m", "bank_retain_mission": "r",
+        "bank_id": "b", "bank_id_template": "t-{user}", "bank_id_by_user": {"7": "seven"}, "trusted_project_dirs": ["/src"], "mirror_to_own_bank": True, "additional_banks": ["b2"], "mental_model_id": "mm1", "bank_mission": "m", "bank_retain_mission": "r",
         "memory_mode": "tools", "forget_tool": True, "auto_recall": False, "recall_sync": True,
         "recall_prefetch_method": "reflect", "recall_budget": "high", "recall_max_tokens": 5,
         "recall_max_input_chars": 0, "recall_types": "world, experience", "recall_tags": ["a", "b"],
@@ -108,6 +108,7 @@ def test_every_key_of_the_file_is_read(home):
         "recall_types": ("world", "experience"),
         "recall_tags": ("a", "b"),
         "retain_tags": ("x", "y"),
+        "trusted_project_dirs": ("/src",),
         "mirror_to_own_bank": True,
         "additional_banks": ("b2",),
         "retain_skip_patterns": ("a,b",),

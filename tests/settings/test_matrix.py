@@ -33,15 +33,16 @@ RIGHT: Dict[str, Tuple[Tuple[Any, Any], Tuple[Any, Any]]] = {
     "number": ((7.5, 7.5), ("8", 8.0)),
     "int": ((7, 7), ("8", 8)),
     "list": ((["one"], ("one",)), ("two, three", ("two", "three"))),
+    "folders": ((["/one"], ("/one",)), ("/two, /three/", ("/two", "/three"))),
     "patterns": ((["a+"], ("a+",)), ("a,b", ("a,b",))),
     "scopes": (("per_tag", "per_tag"), ([["a"]], (("a",),))),
 }  # fmt: skip
 WRONG_TYPE = {"text": ["x"], "label": {}, "url": 5, "secret": ["x"], "bank": ["x"], "profile": {},
               "template": ["x"], "banks": ["x"], "variables": 5, "number": "soon", "int": "many",
-              "list": {"a": 1}, "patterns": 5, "scopes": 5, "choice": ["x"], "bool": "perhaps"}  # fmt: skip
+              "list": {"a": 1}, "folders": {"a": 1}, "patterns": 5, "scopes": 5, "choice": ["x"], "bool": "perhaps"}  # fmt: skip
 WRONG_VALUE = {"url": "localhost:8888", "secret": "a\x07b", "bank": "a/b", "profile": "a b",
                "template": "{nobody}", "banks": {"u": "a/b"}, "variables": {"A B": "1"}, "number": -1,
-               "int": 1.5, "patterns": "(", "scopes": "everything", "choice": "nonsense", "bool": "2"}  # fmt: skip
+               "int": 1.5, "folders": ["/one", "two"], "patterns": "(", "scopes": "everything", "choice": "nonsense", "bool": "2"}  # fmt: skip
 
 
 def right(item: Field[Any]) -> Tuple[Tuple[Any, Any], Tuple[Any, Any]]:
