@@ -17,7 +17,8 @@ from hindsight_exec.delivery.schedule import Hold, chunks, documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes import embedded, host
-from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, shown_of, when
+from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, when
+from hindsight_exec.hermes.redact import shown_of
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
 from hindsight_exec.settings.folders import absolute, default_hermes_home

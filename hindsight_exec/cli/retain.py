@@ -19,6 +19,7 @@ from hindsight_exec.delivery.transcripts import missing_documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, OutboxError, Rejected
 from hindsight_exec.hermes import embedded
+from hindsight_exec.hermes.redact import shown_of
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
@@ -115,6 +116,7 @@ class _Retain:
         self._total = 0  # turns in the transcript
         self._before = 0  # of these, stored before this run
         self._given = 0  # and given in this run
+        self._left_out = 0  # and those of which the settings keep nothing
 
     def run(self, file: BinaryIO) -> int:
         try:
@@ -185,9 +187,14 @@ class _Retain:
         )
 
     def _give(self, document: Document) -> None:
+        # As live turns are kept. The document's id is made of what they were before.
+        shown = [turn for one in document.turns if (turn := shown_of(one, self._settings))]
+        self._left_out += len(document.turns) - len(shown)
+        if not shown:
+            return
         past = [
             (self._messages(turn), (turn.user_at or turn.assistant_at or _NOW).timestamp())
-            for turn in document.turns
+            for turn in shown
         ]
         put_patiently(
             self._writer,
@@ -200,7 +207,7 @@ class _Retain:
             document_id=document.id,
             first_index=document.first,
         )
-        self._given += len(document.turns)
+        self._given += len(shown)
 
     def _note_rest(self, why: str) -> None:
         """Report what is where, and how to go on."""
@@ -211,7 +218,7 @@ class _Retain:
             note(f"{counted(waiting, 'turn')} not stored")
         elif waiting:
             note(f"{counted(waiting, 'turn')} saved on disk; '{advice('flush')}' sends them")
-        if accepted < self._total and self._args.file != "-":
+        if accepted + self._left_out < self._total and self._args.file != "-":
             note("run the same command again to retain the rest; it skips what is stored")
 
     def _finish(self, *, arrived: bool) -> int:
@@ -227,6 +234,7 @@ class _Retain:
                     "turns": self._total,
                     "stored": counters.own_completed,
                     "stored_before": self._before,
+                    "left_out": self._left_out,
                     "waiting": counters.waiting,
                     "dead": counters.own_dead,
                     "bad_lines": self._bad,
@@ -241,6 +249,8 @@ class _Retain:
             where = f"bank {self._settings.bank_id!r} {server}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
             before = f" ({self._before} were there already)" if self._before else ""
+            if self._left_out:
+                before += f" ({self._left_out} left out by retain_skip_patterns or retain_roles)"
             say(
                 f"{counters.own_completed} of {counted(self._total, 'turn')} stored{before} in"
                 f" {where} as session {self._session!r}{held}"

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 from urllib.parse import quote
 
@@ -19,14 +19,11 @@ from hindsight_exec.conversation.transcript import TranscriptTurn, paired
 from hindsight_exec.errors import ConfigError
 
 from .identity import Identity
-from .redact import is_skipped, kept
 from .scrub import RUNTIME, headline, is_synthetic, scrub, text_of
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
-
-    from hindsight_exec.settings.config import Settings
 
 __all__ = ["PastSession", "PastTurn", "past_sessions"]
 
@@ -219,14 +216,6 @@ def _is_from_runtime(message: Message) -> bool:
 
 def _ignore(line: int, reason: str) -> None:
     """Hermes' own rows: what is not understood of them was not said."""
-
-
-def shown_of(turn: PastTurn, settings: Settings) -> PastTurn | None:
-    """What of a turn is stored, by the user's settings; None for nothing."""
-    if is_skipped(settings, turn.user):
-        return None
-    user, assistant = (kept(settings, role, getattr(turn, role)) for role in ("user", "assistant"))
-    return replace(turn, user=user, assistant=assistant) if user or assistant else None
 
 
 def when(turn: TranscriptTurn) -> float | None:

@@ -8,12 +8,16 @@ Words, hashes and identifiers without such a shape stay.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from hindsight_exec.conversation.transcript import TranscriptTurn
     from hindsight_exec.settings.config import Settings
 
-__all__ = ["REDACTED", "is_skipped", "kept", "redact"]
+    AnyTurn = TypeVar("AnyTurn", bound=TranscriptTurn)
+
+__all__ = ["REDACTED", "is_skipped", "kept", "redact", "shown_of"]
 
 REDACTED = "[redacted]"
 
@@ -85,3 +89,11 @@ def kept(settings: Settings, role: str, text: str) -> str:
         text = redact(text)
     limit = settings.retain_max_chars
     return text.strip() if not limit or len(text) <= limit else text[:limit].strip() + " […]"
+
+
+def shown_of(turn: AnyTurn, settings: Settings) -> AnyTurn | None:
+    """What of a turn is stored, by the user's settings; None for nothing."""
+    if is_skipped(settings, turn.user):
+        return None
+    user, assistant = (kept(settings, role, getattr(turn, role)) for role in ("user", "assistant"))
+    return replace(turn, user=user, assistant=assistant) if user or assistant else None

@@ -119,6 +119,12 @@ class Cli:
             assert process.stdout.readline() == b"given\n"
             yield
 
+    def settings(self, **values: Any) -> None:
+        """Write the user's config.json."""
+        path = self.folder / "home" / ".hindsight" / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+
     def transcript(self, turns: int, name: str = "talk.jsonl") -> list[str]:
         """A transcript in the folder; what its messages are when stored."""
         lines, said = made_transcript(turns)

@@ -48,6 +48,33 @@ def test_a_transcript_that_has_grown(cli: Cli, server: Serving) -> None:
     assert stored(server.url) == {"s": messages}
 
 
+def test_secrets_are_hidden(cli: Cli, server: Serving) -> None:
+    """Secrets are replaced as in a live turn; the same documents are found with and without that."""
+    lines, spoken = made_transcript(12)
+    text = "\n".join(lines).replace("#5 ", "#5 password: hunter22 ")
+    (cli.folder / "talk.jsonl").write_text(text, encoding="utf-8")
+    done = cli("retain", "talk.jsonl", "--url", server.url, *ARGS)
+    assert "12 of 12 turns stored in" in done.out
+    said = stored(server.url)["s"]
+    assert len(said) == 2 * len(spoken)
+    assert "hunter22" not in str(said)
+    assert "password: [redacted]" in str(said)
+    cli.settings(redact=False)
+    done = cli("retain", "talk.jsonl", "--url", server.url, *ARGS)
+    assert "0 of 12 turns stored (12 were there already)" in done.out
+    assert stored(server.url)["s"] == said
+
+
+def test_what_the_settings_keep(cli: Cli, server: Serving) -> None:
+    """Patterns leave turns out, which is no failure, and cut pieces away, as in live turns."""
+    lines, _ = made_transcript(12)
+    (cli.folder / "talk.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    cli.settings(retain_skip_patterns=["#5 "], retain_strip_patterns=["#\\d+ "])
+    done = cli("retain", "talk.jsonl", "--url", server.url, *ARGS, "--json")
+    assert (done.status, done.json["stored"], done.json["left_out"]) == (0, 11, 1)
+    assert "#" not in str(stored(server.url))
+
+
 def test_other_settings_cut_otherwise(cli: Cli, server: Serving) -> None:
     """Documents that were cut by other settings are found all the same."""
     said = cli.transcript(30)
