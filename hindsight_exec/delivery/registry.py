@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Iterator, Optional
 
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import call_at_exit
@@ -23,6 +23,8 @@ _engines: dict[Path, Engine] = {}
 # make or close a writer while its thread is in here.
 _lock = threading.RLock()
 _settles_at_exit = False
+# Folders that had an engine: a closed one may have files of its folder open still.
+_served: set[Path] = set()
 # Closed engines that have a file of turns which were given after closing.
 _late: list[Engine] = []
 # A forked child keeps its parent's engines referenced, and never touches them:
@@ -43,6 +45,7 @@ def join(handle: Handle) -> Engine:
         if engine is None:
             engine = Engine(handle.folder, handle.settings, on_late=_late.append)
             engine = _engines.setdefault(handle.folder, engine)
+            _served.add(handle.folder)
             for late in [one for one in _late if one.folder == handle.folder]:
                 _late.remove(late)
                 late.release_late()
@@ -56,6 +59,20 @@ def living(engine: Engine) -> Engine:
     """Return the engine; if it is closed, another one of its folder that is not."""
     other = _engines.get(engine.folder) if engine.closed else None
     return engine if other is None or other.closed else other
+
+
+def engine_of(folder: Path) -> Optional[Engine]:
+    """Return the engine of a folder, if it has one."""
+    renew_if_forked()
+    return _engines.get(folder)
+
+
+@contextlib.contextmanager
+def without_engine(folder: Path) -> Iterator[bool]:
+    """Let no engine of a folder begin meanwhile; whether none ever did in this process."""
+    renew_if_forked()
+    with _lock:
+        yield folder not in _served
 
 
 def leave(engine: Engine, handle: Handle, timeout: float) -> None:
@@ -77,9 +94,10 @@ def _settle_all() -> None:
 
 
 def _renew() -> None:
-    global _engines, _late, _lock, _settles_at_exit
+    global _engines, _late, _lock, _served, _settles_at_exit
     _inherited.append((_engines, _late))
-    _engines, _late, _lock, _settles_at_exit = {}, [], threading.RLock(), False
+    _engines, _late, _lock, _served = {}, [], threading.RLock(), set()
+    _settles_at_exit = False
 
 
 call_in_child(_renew)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .recall import Recall
     from .retention import Retention
     from .sessions import Scope
+    from .unprocessed import Unprocessed
 
 __all__ = ["Parts"]
 
@@ -21,17 +22,18 @@ class Parts(NamedTuple):
     connection: Connection
     recall: Recall
     mental_model: MentalModel
+    unprocessed: Unprocessed
     retention: Retention | None
 
     def start(self, scope: Scope, query: str, *, waits: bool = False) -> None:
-        """Start a recall, also among what the writer has not delivered yet."""
+        """Start a recall, also among what the server has not processed yet."""
         kept = self.retention
         self.recall.start(
             scope,
             query,
             kept.until_processed if kept and waits else None,
-            partial(kept.unprocessed, scope.identity) if kept and kept.searches else None,
-            kept.processed_lately(scope.identity) if kept else (),
+            partial(self.unprocessed.find, scope.identity) if self.unprocessed.searches else None,
+            self.unprocessed.processed_lately(scope.identity),
         )
 
     def close(self, *, leave_to_others: bool = False) -> None:

@@ -26,6 +26,7 @@ from .recall import Recall
 from .retention import Retention
 from .scrub import scrub, text_of
 from .sessions import ForkSafeLock, Sessions
+from .unprocessed import Unprocessed
 
 if TYPE_CHECKING:
     import threading
@@ -131,14 +132,15 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if embedded.first_start(settings):
             logger.info("%s", embedded.FIRST_START)
             self._show(kwargs.get("warning_callback"), embedded.FIRST_START)
+        state = setup.state_of(self._home)
         with self._lock:
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:
                 connection = Connection(settings)
                 recall = Recall(connection, self._notify)
-                parts = Parts(connection, recall, MentalModel(connection), None)
+                unprocessed = Unprocessed(settings, state)
+                parts = Parts(connection, recall, MentalModel(connection), unprocessed, None)
             if not self._read_only and parts.retention is None:
-                state = setup.state_of(self._home)
                 parts = parts._replace(
                     retention=Retention(settings, self._sessions, state, self._notify)
                 )
@@ -317,7 +319,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             missing = setup.missing(self._settings) or self._misplaced
             return tools.error(missing or "no session has begun")
         who = self._sessions.current
-        return tools.call(tool_name, args, who, parts.connection, parts.retention)
+        return tools.call(tool_name, args, who, parts)
 
     # -- what older callers rely on ----------------------------------------------
 

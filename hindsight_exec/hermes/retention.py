@@ -7,18 +7,14 @@ import concurrent.futures
 import hashlib
 import logging
 import threading
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterable, NamedTuple
 
-from hindsight_exec.conversation.turns import Destination, identifier, turn_messages
-from hindsight_exec.delivery.unprocessed import processed_lately, search_unprocessed
+from hindsight_exec.conversation.turns import turn_messages
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
-from hindsight_exec.outbox.search import Query, terms
 
 from . import host
 from .compat import weakly
-from .memories import Memory, one_line, topic_words
 from .redact import is_skipped, kept, redact
 from .scrub import RUNTIME, headline, is_synthetic, message_list, scrub, text_of
 from .sessions import ForkSafeLock
@@ -26,21 +22,28 @@ from .sessions import ForkSafeLock
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hindsight_exec.conversation.turns import Source
     from hindsight_exec.settings.config import Settings
 
     from .identity import Identity
     from .sessions import Sessions
-    from .tools import Note
 
-__all__ = ["Retention"]
+__all__ = ["Note", "Retention"]
 
 logger = logging.getLogger("hindsight_exec")
 
 _SAID = ("user", "assistant")
 # Texts of which it is known that they are on disk: more than fit into a model's context.
 _KNOWN_TEXTS = 8192
-_UNPROCESSED = 5  # passages shown that the server has not processed
+
+
+class Note(NamedTuple):
+    """What the model keeps on purpose."""
+
+    content: str
+    context: str | None
+    tags: tuple[str, ...]
+    occurred_at: str  # ISO 8601 with an offset; "" for now
+    metadata: dict[str, str]
 
 
 class Ledger:
@@ -91,7 +94,6 @@ class Retention:
         state: Path | None,
         notify: Callable[[str], None],
     ) -> None:
-        self.searches = settings.recall_unprocessed
         self._settings = settings
         self._sessions = sessions
         self._notify = weakly(notify)
@@ -197,44 +199,6 @@ class Retention:
                 f"it is saved on disk, but the server has not processed it within {timeout:g} s;"
                 " it will be sent again"
             )
-
-    def unprocessed(self, identity: Identity, query: str) -> list[Memory]:
-        """What other sessions said of this that the server has not processed yet.
-
-        It reads the disk, for a bounded time, and finds what any process gave
-        that uses the same state folder, server, key and bank.
-        """
-        settings, bank = self._settings, identity.bank(self._settings)
-        words = terms(topic_words(query))
-        if not self.searches or not words:
-            return []
-        destination = Destination(settings.api_url, settings.credential, bank)
-        session = identifier(identity.session)
-        looked_for = Query(destination, session, words, self._is_visible)
-        found = search_unprocessed(self.writer, looked_for)
-        memories = []
-        for one in found[:_UNPROCESSED]:
-            at = settings.localise(datetime.fromtimestamp(one.given_at, timezone.utc))
-            mark = f" (said at {at:%Y-%m-%d %H:%M}, not yet processed)"
-            memories.append(Memory(one_line(one.text), mark, one.document_id))
-        return memories
-
-    def processed_lately(self, identity: Identity) -> set[str]:
-        """Documents of other sessions that the server may have made no observations of yet."""
-        if not self.searches:
-            return set()
-        own = identifier(identity.session) + "/"
-        return {name for name in processed_lately(self.writer) if not name.startswith(own)}
-
-    def _is_visible(self, source: Source) -> bool:
-        """Whether ``recall_tags`` let a recall see it."""
-        wanted, has = set(self._settings.recall_tags), set(source.tags)
-        match = self._settings.recall_tags_match
-        if match == "exact":
-            return has == wanted
-        if not wanted:
-            return True
-        return wanted <= has if match.startswith("all") else bool(wanted & has)
 
     def end(self, identity: Identity) -> None:
         """Send what is held of a session."""

@@ -7,20 +7,21 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import json
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, TypeVar
 
 from hindsight_exec.conversation.times import parse_local
 
 from . import forget
 from .memories import Memory, from_banks, merged
+from .retention import Note
 from .scrub import scrub
 
 if TYPE_CHECKING:
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
 
-    from .connection import Connection
     from .identity import Identity
+    from .parts import Parts
     from .retention import Retention
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "REFLECT",
     "RETAIN",
     "SCHEMAS",
-    "Note",
     "call",
     "error",
     "schemas",
@@ -106,28 +106,14 @@ _FORGET_SCHEMA = _schema(
 )
 
 
-class Note(NamedTuple):
-    """Checked arguments of `RETAIN`."""
-
-    content: str
-    context: str | None
-    tags: tuple[str, ...]
-    occurred_at: str  # ISO 8601 with an offset; "" for now
-    metadata: dict[str, str]
-
-
 def call(
     name: str,
     args: Any,
     identity: Identity,
-    connection: Connection,
-    retention: Retention | None,
+    parts: Parts,
 ) -> str:
-    """Run a tool: its answer as JSON, ``{"result": …}`` or ``{"error": …}``. Never raises.
-
-    Args:
-        retention: None where memory is read-only.
-    """
+    """Run a tool: its answer as JSON, ``{"result": …}`` or ``{"error": …}``. Never raises."""
+    connection, retention = parts.connection, parts.retention
     settings = connection.settings
 
     def ask(question: Callable[[HindsightClient], Awaitable[T]]) -> T:
@@ -148,9 +134,9 @@ def call(
         if name == RECALL:
             query, banks = query_of(args), _banks_of(args, identity, settings)
             # Before the server is asked: what it processes meanwhile is not missed.
-            own = retention is not None and banks[0] == identity.bank(settings)
-            unprocessed = retention.unprocessed(identity, query) if retention and own else []
-            lately = retention.processed_lately(identity) if retention and own else set()
+            is_own = banks[0] == identity.bank(settings)
+            unprocessed = parts.unprocessed.find(identity, query) if is_own else []
+            lately = parts.unprocessed.processed_lately(identity) if is_own else set()
             try:
                 found = ask(lambda client: from_banks(client, settings, banks, query, lately))
             except Exception as failure:

@@ -221,14 +221,14 @@ def test_a_search_is_bounded(tmp_path, hindsight):
         lambda source: True,
     )
     # Where a document holds it by now, the message after it is shown as its answer.
-    (found,) = search_unprocessed(writer, query, 60)
+    (found,) = search_unprocessed(writer.folder, query, 60)
     assert found.text.startswith(FACT)
-    assert search_unprocessed(writer, query, 0) == []
+    assert search_unprocessed(writer.folder, query, 0) == []
     done = threading.Event()
 
     def searching():
         while not done.is_set():
-            search_unprocessed(writer, query, 1)
+            search_unprocessed(writer.folder, query, 1)
 
     thread = threading.Thread(target=searching)
     thread.start()
@@ -237,6 +237,42 @@ def test_a_search_is_bounded(tmp_path, hindsight):
     thread.join()
     hindsight.start()
     writer.close(0)
+
+
+GIVE = """
+import sys
+from hindsight_exec.hermes import HindsightMemoryProvider
+provider = HindsightMemoryProvider()
+provider.initialize("a", hermes_home=sys.argv[1], agent_context="primary")
+provider.sync_turn("My dog is called Rex.", "ok")
+"""
+
+
+@pytest.mark.parametrize("context", ["cron", "subagent"])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_where_memory_is_read_only(make, hindsight, home, run, context, elsewhere):
+    """Scheduled jobs and delegates find it, in the process that gave it and in another."""
+    hindsight.stop()
+    if elsewhere:
+        configure(home, api_url=hindsight.url, drain_timeout=0)
+        assert run(GIVE, str(home)).status == 0
+    else:
+        make("a", drain_timeout=0).sync_turn(FACT, "ok")
+    files = sorted((home / "hindsight" / "outbox").iterdir())
+    reader = make("b", {"agent_context": context}, drain_timeout=0)
+    for _ in range(2):
+        assert asked(reader).count("Rex") == 1
+        assert "Rex" in call(reader, "hindsight_recall", query="dog")["result"]
+    reader.shutdown()
+    if elsewhere:  # nothing was opened for writing, made or adopted
+        left = sorted((home / "hindsight" / "outbox").iterdir())
+        assert [path.suffix for path in left if path.suffix == ".db"] == [".db"]
+        assert {path.name for path in files} <= {path.name for path in left}
+    hindsight.start()
+    writer = make("c")
+    writer.sync_turn("later", "ok")
+    assert writer._writer.deliver_all(LIMIT)
+    assert hindsight.said() == ["My dog is called Rex.", "later"]
 
 
 @pytest.mark.parametrize(
