@@ -13,12 +13,14 @@ import json
 import subprocess
 import tempfile
 import time
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 from unittest import mock
 
 from hindsight_exec import RetainWriter, Settings
+from hindsight_exec.conversation.turns import turn_messages
 from tests.hindsight.server import BUSY, Hindsight, Server, eventually
 
 from .measure import (
@@ -47,8 +49,9 @@ def ours(url: str, bank: str) -> Iterator[Sync]:
         writer = RetainWriter(Settings(api_url=url, bank_id=bank), state=Path(state))
 
         def sync(user: str, assistant: str) -> None:
-            said = {"user": f"User: {user}", "assistant": f"Assistant: {assistant}"}
-            writer.put([{"role": role, "content": said[role]} for role in said], session="s")
+            # As the provider gives it, with the time in each message.
+            at = datetime.fromtimestamp(time.time()).astimezone()
+            writer.put(turn_messages(user, assistant, at=at), session="s")
 
         yield sync
         writer.close(60)
