@@ -289,7 +289,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             parts = self._parts
             if parts is None or parts.retention is None:
                 raise HindsightExecError("memory is off or read-only here; nothing is on disk")
-            parts.retention.checkpoint(self._sessions.current, messages)
+            parts.retention.checkpoint(self._sessions.current, messages, parts.connection)
         return ""
 
     def on_memory_write(

@@ -18,12 +18,14 @@ from .compat import weakly
 from .redact import is_skipped, kept, redact
 from .scrub import RUNTIME, headline, is_synthetic, message_list, scrub, text_of
 from .sessions import ForkSafeLock
+from .stored import stored_contents
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hindsight_exec.settings.config import Settings
 
+    from .connection import Connection
     from .identity import Identity
     from .sessions import Sessions
 
@@ -99,6 +101,7 @@ class Retention:
         self._notify = weakly(notify)
         self._ledger = Ledger()
         self._stuck = False
+        self._looked = ""  # the session whose stored messages were asked for
         #: Banks and documents that the model may delete, as they were shown to it.
         self.to_forget: set[tuple[str, str]] = set()
         self.writer = RetainWriter(settings, state=state, on_trouble=self._notify)
@@ -127,11 +130,12 @@ class Retention:
         if settings.retain_indicator and host.SHOWS_INDICATORS:
             self._notify("\N{EYE}\ufe0f Hindsight: turn kept")
 
-    def checkpoint(self, identity: Identity, messages: Any) -> None:
+    def checkpoint(self, identity: Identity, messages: Any, connection: Connection) -> None:
         """Have all of these messages on disk when this returns.
 
         A host asks for this before it drops messages from its context. Those
-        that came with a turn are on disk already; the others are kept here.
+        that came with a turn are on disk already, or were, of an earlier process;
+        the others are kept here. What the server cannot be asked for is kept again.
 
         Raises:
             HindsightExecError: They are not on disk.
@@ -145,27 +149,44 @@ class Retention:
             return
         if not self._settings.auto_retain:
             raise HindsightExecError("auto_retain is off, so these messages are not on disk")
+        if session != self._looked:
+            self._looked = session  # the ledger knows the rest from here on
+            bank = identity.bank(self._settings)
+            stored = stored_contents(connection, self.writer.folder, bank, session)
+            before = {one for one in new if self._is_stored(one, messages, stored)}
+            self._ledger.add(session, before)
+            new = [one for one in new if one not in before]
         if not self._put(identity, new, messages):
             raise HindsightExecError("these messages are in memory only, and not safe on disk")
         self._ledger.add(session, new, ahead=True)
 
+    def _is_stored(self, said: tuple[str, str], messages: Any, stored: set[str]) -> bool:
+        contents = {one["content"] for one in self._messages([said], messages)}
+        return bool(contents) and contents <= stored
+
     def _put(self, identity: Identity, said: Iterable[tuple[str, str]], messages: Any) -> bool:
-        """Hand roles and texts to the writer; whether they are on disk.
+        """Hand roles and texts to the writer; whether they are on disk."""
+        stored = self._messages(said, messages)
+        if not stored:
+            return True  # the user wants none of it kept
+        about = self._about(identity)
+        return self.writer.put(stored, context=self._settings.retain_context, **about)
+
+    def _messages(self, said: Iterable[tuple[str, str]], messages: Any) -> list[dict[str, str]]:
+        """The messages that are stored for roles and texts.
 
         Where the runtime began a turn, the assistant's answer tells what a job
         or a delegation found; of the runtime's own words the first line will do.
         """
-        settings, at, stored = self._settings, self._settings.now(), []
+        settings, at = self._settings, self._settings.now()
+        stored: list[dict[str, str]] = []
         for role, text in said:
             label, shown = getattr(settings, f"retain_{role}_prefix"), text
             if role == "user" and is_synthetic(text, messages):
                 label, shown = RUNTIME, headline(text)
             sides = {"user": "", "assistant": "", role: kept(settings, role, shown)}
             stored += turn_messages(**sides, at=at, user_prefix=label, assistant_prefix=label)
-        if not stored:
-            return True  # the user wants none of it kept
-        about = self._about(identity)
-        return self.writer.put(stored, context=settings.retain_context, **about)
+        return stored
 
     def keep_note(self, note: Note) -> None:
         """Have a note on disk when this returns; it is sent at once."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .reader import OutboxReader
 
-__all__ = ["Found", "Query", "search", "terms"]
+__all__ = ["Found", "Query", "contents_of_session", "search", "terms"]
 
 #: Seconds for which a search holds a file that others use, at most twice that.
 _SLICE = 0.002
@@ -119,6 +119,23 @@ def search(outbox: OutboxReader, query: Query, deadline: float) -> list[Found]:
                     if hits >= query.needed
                 ]
     return found
+
+
+def contents_of_session(
+    outbox: OutboxReader, destination: Destination, session: str, deadline: float
+) -> list[str]:
+    """What the messages of a session say, the newest first, as far as time allows.
+
+    Raises:
+        As :func:`search`.
+    """
+    query = Query(destination, session, (), lambda _: True)
+    return [
+        content
+        for sql in (_TURNS, _DOCUMENTS)
+        for _, _, text, _ in _rows(outbox, sql.replace("!=", "="), query, deadline)
+        for content in _contents(text)
+    ]
 
 
 def _rows(

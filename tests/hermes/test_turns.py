@@ -11,7 +11,7 @@ import pytest
 
 from hindsight_exec import HindsightClient
 from hindsight_exec.errors import HindsightExecError
-from hindsight_exec.hermes import HindsightMemoryProvider
+from hindsight_exec.hermes import HindsightMemoryProvider, stored
 from hindsight_exec.hermes.scrub import is_synthetic, scrub
 
 from .recording import LIMIT, configure
@@ -503,6 +503,76 @@ def test_a_checkpoint(make, hindsight):
     ]
 
 
+RESUMED = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "the password is hunter2x"},
+    {"role": "user", "content": "interrupted"},
+]
+
+
+def resumed(make, **values):
+    """A provider in a session that another one had before, and a required checkpoint there."""
+    provider = make("s", **values)
+    assert provider.on_pre_compress(RESUMED, require_checkpoint=True) == ""
+    assert provider.on_pre_compress(RESUMED, require_checkpoint=True) == ""
+    return provider
+
+
+@pytest.mark.parametrize("state", ["held", "stored", "nested"])
+def test_a_checkpoint_in_a_resumed_session(make, hindsight, state):
+    """What an earlier process was given is not kept again, whether it waits or is stored."""
+    first = make("s")
+    first.sync_turn("one", "the password is hunter2x")
+    if state != "held":
+        first.shutdown()
+    if state == "nested":  # as the bundled provider writes documents
+        (document,) = hindsight.documents()
+        text = json.dumps([document.messages])
+        hindsight.answer(f"/documents/{document.id}", 200, {"id": "x", "original_text": text})
+        hindsight.answer("/documents", 200, {"items": [{"id": document.id}], "total": 1})
+    second = resumed(make)
+    second.sync_turn("interrupted", "ok")
+    second.sync_turn("one", "again")  # what is said again is a new turn
+    for provider in (first, second):
+        provider.shutdown()
+    sent = [content for item in hindsight.items() for content in contents(item)]
+    assert sorted(sent) == sorted(
+        [
+            "User: one",
+            "Assistant: the password is [redacted]",
+            "User: interrupted",
+            "Assistant: ok",
+            "User: one",
+            "Assistant: again",
+        ]
+    )
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_checkpoint_when_the_server_cannot_be_asked(make, hindsight, status):
+    """What the server may have and cannot be asked for is kept again: nothing is lost."""
+    first = make("s", retain_async=False)
+    first.sync_turn("one", "the password is hunter2x")
+    first.shutdown()
+    hindsight.answer("/documents", status, {"detail": "no"})
+    second = resumed(make)
+    second.shutdown()
+    sent = [content for item in hindsight.items() for content in contents(item)]
+    assert sent.count("User: one") == 2
+    assert sent.count("User: interrupted") == 1
+
+
+def test_a_checkpoint_when_the_server_hangs(make, hindsight, monkeypatch):
+    """A checkpoint waits a bounded time for the server."""
+    monkeypatch.setattr(stored, "_WAIT", 0.2)
+    with hindsight.holding("/documents"):
+        second = resumed(make)
+        assert hindsight.wait_for("/documents")
+    second.shutdown()
+    sent = [content for item in hindsight.items() for content in contents(item)]
+    assert sent.count("User: interrupted") == 1
+
+
 @pytest.mark.parametrize(
     "told, values",
     [
@@ -525,12 +595,14 @@ def test_a_checkpoint_without_a_disk(make, home, hindsight):
     """Turns that only memory could take are not confirmed, though they are delivered."""
     (home / "hindsight").mkdir()
     (home / "hindsight" / "outbox").write_text("in the way", encoding="utf-8")
+    hindsight.answer("/documents", 500, {"detail": "no"})
     provider = make()
     provider.sync_turn("one", "ok")
     with pytest.raises(HindsightExecError, match="memory only"):
         provider.on_pre_compress([{"role": "user", "content": "one"}], require_checkpoint=True)
     provider.shutdown()
-    assert "one" in hindsight.said()
+    sent = [content for item in hindsight.items() for content in contents(item)]
+    assert "User: one" in sent
 
 
 def test_the_identity_signature(home, hindsight):
