@@ -34,11 +34,13 @@ def chat(tmp_path: Path, bank: str, server: Server) -> Iterator[Chat]:
     home.mkdir()
     made: list[HindsightMemoryProvider] = []
 
-    def chat(session: str, url: str = "", **values: Any) -> HindsightMemoryProvider:
+    def chat(
+        session: str, url: str = "", told: dict[str, str] | None = None, **values: Any
+    ) -> HindsightMemoryProvider:
         given = {"recall_types": ALL, "recall_wait_seconds": 7, **values}
         configure(home, api_url=url or server.url, bank_id=bank, **given)
         provider = HindsightMemoryProvider()
-        provider.initialize(session, hermes_home=str(home))
+        provider.initialize(session, hermes_home=str(home), **(told or {}))
         made.append(provider)
         return provider
 
@@ -124,6 +126,51 @@ def test_several_banks(chat: Chat, bank: str) -> None:
     shown = asked(chat("a", bank_id_template="", additional_banks=[other]))
     assert f"(bank {other})" in shown
     assert "kitchen" in shown
+
+
+def test_the_own_bank(chat: Chat, server: Server, bank: str, tmp_path: Path) -> None:
+    """A project's document is in both banks under one id, and is shown once, and forgotten in both."""
+    folder = tmp_path / "app"
+    (folder / ".hindsight").mkdir(parents=True)
+    project = f"{bank}-app"
+    (folder / ".hindsight" / "config.toml").write_text(f'bank_id = "{project}"')
+    values = {"mirror_to_own_bank": True, "additional_banks": [bank], "forget_tool": True}
+    values["trusted_project_dirs"] = [str(tmp_path)]
+    first = chat("a", **values, told={"cwd": str(folder)})
+    first.sync_turn(FACT, "Good to know.", session_id="a")
+    processed(first, "a")
+    urls = [f"{server.url}/v1/default/banks/{one}/documents" for one in (bank, project)]
+    (one,), (other,) = (request("GET", url)[1]["items"] for url in urls)
+    assert one["id"] == other["id"]
+    shown = asked(chat("b", **values, told={"cwd": str(folder)}))
+    assert shown.count("kitchen") == 1
+    assert "kitchen" in asked(chat("c", **values, told={"platform": "telegram"}))
+    assert one["id"] in call(first, "hindsight_forget", query=QUESTION)
+    assert "1 were there" in call(first, "hindsight_forget", document_ids=[one["id"]])
+    assert [request("GET", url)[1]["total"] for url in urls] == [0, 0]
+
+
+def test_a_checkpoint_in_a_resumed_session(chat: Chat, server: Server, bank: str) -> None:
+    """What the server has of a session is not kept again when Hermes compresses it later."""
+    first = chat("a")
+    first.sync_turn(FACT, "Good to know.", session_id="a")
+    processed(first, "a")
+    evidence = [
+        {"role": "user", "content": FACT},
+        {"role": "assistant", "content": "Good to know."},
+        {"role": "user", "content": "interrupted"},
+    ]
+    second = chat("a")
+    assert second.on_pre_compress(evidence, require_checkpoint=True) == ""
+    second.shutdown()
+    processed(second, "a")
+    url = f"{server.url}/v1/default/banks/{bank}/documents"
+    texts = [
+        request("GET", f"{url}/{item['id']}")[1]["original_text"]
+        for item in request("GET", url)[1]["items"]
+    ]
+    assert sum(text.count("kitchen") for text in texts) == 1
+    assert sum(text.count("interrupted") for text in texts) == 1
 
 
 def test_forgetting(chat: Chat, server: Server, bank: str) -> None:
