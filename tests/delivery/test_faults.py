@@ -303,7 +303,7 @@ def dead_process(state: Path, session: str, url: str) -> Path:
                 if number < 17:
                     batch_of(outbox, destination, str(uuid.uuid4()))
             if number == 11:
-                outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                outbox._db.first("PRAGMA wal_checkpoint(TRUNCATE)")
         copies = [path.read_bytes() for path in files_of(claim.path)]
     for path, content in zip([claim.path, Path(f"{claim.path}-wal")], copies):
         path.write_bytes(content)  # as SIGKILL leaves it: closing has tidied up
