@@ -6,6 +6,7 @@ printed as JSON: those of this process's Python threads, by module and name.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -49,6 +50,9 @@ def work(kind: str, count: int, url: str, state: Path) -> None:
     writer = RetainWriter(settings, state=state)
     writer.put(MESSAGES, session="s")
     time.sleep(1.0)  # the worker has looked at it, and sleeps
+    # A full collection goes through all that was imported, and comes at some moment.
+    gc.collect()
+    gc.freeze()
     for _ in range(count):
         writer.put(MESSAGES, session="s")
         if kind == "deliver":
