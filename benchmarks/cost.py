@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, ClassVar, Iterator
 
 from .measure import OURS, RESULTS, Result, environment, rows, versions
 
@@ -44,7 +44,7 @@ class _Stub(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     polls = 1
-    asked: Counter[str] = Counter()
+    asked: ClassVar[Counter[str]] = Counter()
 
     def log_message(self, *_: Any) -> None:
         pass
