@@ -15,6 +15,7 @@ NAMES = (
     "delivery",
     "gateway",
     "extraction",
+    "cuts",
 )
 
 

@@ -183,7 +183,7 @@ def run(*, rounds: int = 1) -> Result:
                 taken[name].append(sums)
         functions = {name: _measure(_bytecodes, tree, url) for name, tree in trees.items()}
     profile = {"machine instructions by object": objects, "bytecodes by function": functions}
-    (RESULTS / "cost-profile.json").write_text(json.dumps(_shortened(profile), indent=1) + "\n")
+    (RESULTS / "profiles" / "cost.json").write_text(json.dumps(_shortened(profile), indent=1) + "\n")
     *_, reference = trees
     result = Result(
         "cost",
