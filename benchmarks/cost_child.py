@@ -49,7 +49,7 @@ def work(kind: str, count: int, url: str, state: Path) -> None:
     settings = Settings(api_url=url, bank_id="b", durability="normal", drain_timeout=0.0, **more)
     writer = RetainWriter(settings, state=state)
     writer.put(MESSAGES, session="s")
-    time.sleep(1.0)  # the worker has looked at it, and sleeps
+    _rest()
     # A full collection goes through all that was imported, and comes at some moment.
     gc.collect()
     gc.freeze()
@@ -59,6 +59,15 @@ def work(kind: str, count: int, url: str, state: Path) -> None:
             assert writer.flush(120, completed=True)
     if kind == "bulk":
         assert writer.flush(120, completed=True)
+
+
+def _rest() -> None:
+    """Wait until the worker has looked at the first turn, and sleeps."""
+    for _ in range(120):
+        before = time.process_time()
+        time.sleep(0.5)
+        if time.process_time() - before < 0.02:
+            return
 
 
 def main() -> None:

@@ -73,6 +73,63 @@ DURABLE = [
 ]
 
 
+#: Whose code runs in a turn, by package.
+GROUPS = {
+    "aiohttp": ("aiohttp", "yarl", "aiosignal", "multidict", "frozenlist"),
+    "asyncio": ("asyncio", "selectors", "concurrent", "threading", "socket"),
+    "ours": ("hindsight_exec",),
+}
+
+
+def groups(line: str) -> list[str]:
+    """Bytecodes of each group, and of all others, by the profile of the cost."""
+    text = (RESULTS / "profiles" / "cost.json").read_text(encoding="utf-8")
+    packages: dict[str, int] = json.loads(text)["bytecodes by package"][OURS][line]
+    total = packages.pop("sum")
+    sums = [
+        sum(count for name, count in packages.items() if name.split(".")[0] in members)
+        for members in GROUPS.values()
+    ]
+    return [str(count) for count in (*sums, total - sum(sums))]
+
+
+def functions(line: str, most: int = 10) -> list[str]:
+    """Rows of a table: the functions with the most bytecodes."""
+    text = (RESULTS / "profiles" / "cost.json").read_text(encoding="utf-8")
+    counts: dict[str, int] = json.loads(text)["bytecodes by function"][OURS][line]
+    return [f"| `{name}` | {count} |" for name, count in list(counts.items())[:most]]
+
+
+def costs() -> list[str]:
+    """Rows of the tables about instructions, memory and cuts."""
+    lines = [r["line"] for r in result("cost")["rows"] if r["name"] == OURS]
+    rows = [
+        f"| {line} | {median('cost', line)} | {row('cost', line)['ratio']:.2f} |" for line in lines
+    ]
+    profiled = ("a poll", "put to completed, a turn alone")
+    rows += [f"| {line} | {' | '.join(groups(line))} |" for line in profiled]
+    rows += functions("put to completed, a turn alone")
+    for r in result("footprint")["rows"]:
+        if r["line"].endswith(": MiB"):
+            step = r["line"][: -len(": MiB")]
+            times = [t for t in result("footprint")["rows"] if t["line"] == f"{step}: ms"]
+            took = f"{times[0]['median']:.0f}" if times else ""
+            rows.append(f"| {step} | {r['median']:.1f} | {took} |")
+    rows.append(
+        f"{median('footprint', 'first turn, from start to delivered: ms')} ms after the start the"
+        f" first turn is delivered: {median('footprint', 'first turn, imports: ms')} for the"
+        f" imports, {median('footprint', 'first turn, put: ms')} for the first put, and"
+        f" {median('footprint', 'first turn, flush: ms')} until `flush` returns"
+    )
+    peers = [OURS, "one document", "best documents of 6000", "full chunks (no cut can)"]
+    for r in result("cuts")["rows"]:
+        if r["name"] == OURS and "held" not in r["line"]:
+            calls = [median("cuts", r["line"], peer, ".1f") for peer in peers]
+            held = median("cuts", f"{r['line']}: turns held", form=".1f")
+            rows.append(f"| {r['line']} | {' | '.join(calls)} | {held} |")
+    return rows
+
+
 def sentences() -> dict[str, list[str]]:
     """What each document must say."""
     ours, theirs = (
@@ -124,6 +181,7 @@ def sentences() -> dict[str, list[str]]:
             ),
         ],
         "benchmarks/README.md": [
+            *costs(),
             (
                 f"It is {span(['durable'], DURABLE)} times, as the disk has it in that minute, and"
                 f" {best_peer()} times the best peer of each line."
