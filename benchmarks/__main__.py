@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-NAMES = ("submit", "durable", "presence", "exits", "delivery", "gateway", "extraction")
+NAMES = (
+    "submit",
+    "durable",
+    "presence",
+    "footprint",
+    "cost",
+    "exits",
+    "delivery",
+    "gateway",
+    "extraction",
+    "cuts",
+)
 
 
 def main() -> None:

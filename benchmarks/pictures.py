@@ -246,7 +246,7 @@ def draw(stem: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
     ]
     if any(row["ratio"] is not None for row in result["rows"]):
         notes.append(f"In brackets: relative to {result['reference']}.")
-    for picture in PICTURES[result["benchmark"]]:
+    for picture in PICTURES.get(result["benchmark"], ()):  # some are tables only
         panels = [
             chart.Panel(
                 panel.title,

@@ -2,22 +2,43 @@
 
 Tight: one submission after the other, while the worker runs what came before.
 Paced: one every two milliseconds, so that each wakes a sleeping worker.
+Crowded: the same with 4 and with 32 workers.
+Waiting: a million jobs behind one that blocks: bytes of memory a job, and seconds to run them all.
 """
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Callable
 
 from hindsight_exec import DrainingExecutor
 
-from .measure import OURS, Figures, Result, quantile, rows, side_by_side, versions
+from .measure import (
+    OURS,
+    Figures,
+    Result,
+    environment,
+    quantile,
+    rows,
+    side_by_side,
+    versions,
+)
 
 REFERENCE = "ThreadPoolExecutor(1)"
+LIBRARY = "ThreadPoolExecutor"
+
+#: Jobs that wait at once.
+WAITING = 1_000_000
 
 #: Submissions in a run, tight and paced, and the seconds between paced ones.
 TIGHT, PACED, PACE = 10_000, 200, 0.002
@@ -93,7 +114,78 @@ def _simple_queue() -> Figures:
     return _figures(queue.put, finish)
 
 
-def run(*, rounds: int = 7) -> Result:
+def _waiting(kind: str) -> Figures:
+    """In a process of its own, whose memory is its own."""
+    program = [sys.executable, "-m", "benchmarks.submit", kind, str(WAITING)]
+    figures: Figures = json.loads(subprocess.check_output(program, env=environment()))
+    return figures
+
+
+def _memory() -> int:
+    """Bytes that are resident."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def wait(kind: str, count: int) -> Figures:
+    executor: Any = ThreadPoolExecutor(1) if kind == REFERENCE else DrainingExecutor()
+    go = threading.Event()
+    executor.submit(go.wait)
+    before, start = _memory(), time.perf_counter()
+    for _ in range(count):
+        executor.submit(_job)
+    queued, memory = time.perf_counter(), _memory()
+    draining = time.perf_counter()
+    go.set()
+    executor.shutdown()
+    end = time.perf_counter()
+    return {
+        "a million waiting: bytes a job": (memory - before) / count,
+        "a million waiting: s to submit": queued - start,
+        "a million waiting: s to drain": end - draining,
+    }
+
+
+def run(*, rounds: int = 7) -> list[Result]:
+    return [_run_one(rounds=rounds), _run_many(rounds=rounds)]
+
+
+def _run_many(*, rounds: int) -> Result:
+    """Many workers, and many jobs; beside the standard library alone."""
+    every = []
+    for workers in (4, 32):
+        taken = side_by_side(
+            {
+                REFERENCE: partial(_executor, partial(ThreadPoolExecutor, workers)),
+                OURS: partial(_executor, partial(DrainingExecutor, workers)),
+            },
+            rounds=rounds,
+        )
+        for row in rows(taken, REFERENCE):
+            row.line = f"{workers} workers: {row.line}"
+            every.append(row)
+    if sys.platform == "linux":
+        waiting = {name: partial(_waiting, name) for name in (REFERENCE, OURS)}
+        every += rows(side_by_side(waiting, rounds=min(rounds, 3), warm=False), REFERENCE)
+    for row in every:
+        if row.name == REFERENCE:
+            row.name = LIBRARY
+    result = Result(
+        "submit-many",
+        "Handing a job over to many workers, and a million jobs",
+        "µs, bytes and s",
+        LIBRARY,
+        every,
+        rounds=rounds,
+        versions=versions(),
+    )
+    for line in dict.fromkeys(row.line for row in every):
+        result.aim(f"not above {LIBRARY}", line, 1.0)
+    return result
+
+
+def _run_one(*, rounds: int) -> Result:
     taken = side_by_side(
         {
             REFERENCE: partial(_executor, partial(ThreadPoolExecutor, 1)),
@@ -115,3 +207,7 @@ def run(*, rounds: int = 7) -> Result:
     for line in dict.fromkeys(row.line for row in result.rows):
         result.aim(f"not slower than {REFERENCE}", line, 1.0)
     return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(wait(sys.argv[1], int(sys.argv[2]))))

@@ -21,7 +21,7 @@ from hindsight_exec.settings.credentials import resolve_credential
 
 from . import service
 from .console import OK, UNDONE, coloured, counted, say, say_json
-from .files import look
+from .files import look, unread
 from .flush import left_destinations, missing_keys
 from .targets import advice, chooses_directory, chosen_settings, folders
 
@@ -92,9 +92,8 @@ def _directory(place: Path) -> Iterator[Check]:
         found = f"the server refused {counted(dead, 'turn')}"
         remedy = f"run '{advice('dead list')}', then retry or discard them"
         yield Check("dead letters", "warning", found, remedy)
-    for path in spool.aside(place):
-        remedy = "a newer hindsight-exec reads newer files; remove it once you have what you need"
-        yield Check("set aside", "warning", path.name, remedy)
+    for file in unread(place, files):
+        yield Check(file.kind, "warning", file.about, file.remedy)
 
 
 def _remove(place: Path) -> None:

@@ -7,10 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterable
 
-from hindsight_exec.errors import HindsightExecError
+from hindsight_exec.errors import HindsightExecError, OutboxCorrupt, OutboxNewer
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.schema import Summary
 from hindsight_exec.outbox.store import Outbox
+
+from .targets import advice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +31,24 @@ class File:
     live: bool
     summary: Summary
     destinations: tuple[Destination, ...] = ()
-    problem: str = ""
+    error: HindsightExecError | None = None
+
+    @property
+    def problem(self) -> str:
+        return str(self.error or "")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file whose turns nobody can count: why, and what to do.
+
+    Attributes:
+        kind: ``newer``, ``damaged``, ``unreadable`` (now), or ``set aside``.
+    """
+
+    kind: str
+    about: str
+    remedy: str
 
 
 def look(folder: Path) -> list[File]:
@@ -43,7 +62,32 @@ def look(folder: Path) -> list[File]:
                 found.append(File(path, live, summary, tuple(outbox.destinations().values())))
         except HindsightExecError as error:
             if path.exists():  # else it was delivered and removed meanwhile
-                found.append(File(path, live, Summary(), problem=str(error)))
+                found.append(File(path, live, Summary(), error=error))
+    return found
+
+
+def unread(folder: Path, files: Iterable[File]) -> list[Unread]:
+    """The files that this version cannot read, and those that were set aside."""
+    found = []
+    for file in files:
+        if isinstance(file.error, OutboxNewer):
+            about = f"a newer hindsight-exec wrote {file.path.name}; it is left as it is"
+            found.append(Unread("newer", about, "start the newer version: it delivers the turns"))
+        elif isinstance(file.error, OutboxCorrupt):
+            remedy = f"run '{advice('flush')}' to deliver what can be read and set the file aside"
+            found.append(Unread("damaged", file.problem, remedy))
+        elif file.error is not None:
+            remedy = "make the file readable for you, and the disk writable"
+            found.append(Unread("unreadable", file.problem, remedy))
+    for path in spool.aside(folder):
+        if ".newer-" in path.name:  # earlier code renamed these, too
+            about = f"a newer hindsight-exec wrote {path.name}; its turns were not sent"
+            original = path.name.split(".")[0] + ".db"
+            remedy = f"rename it to {original}, then start the newer version"
+        else:
+            about = f"{path.name} was damaged; what could be read of it was queued for delivery"
+            remedy = "look at it, or delete it"
+        found.append(Unread("set aside", about, remedy))
     return found
 
 

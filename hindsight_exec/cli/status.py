@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Sequence
 from hindsight_exec.outbox import spool
 
 from .console import OK, UNDONE, coloured, counted, duration, is_rich, plain, say, say_json
-from .files import File, held_by_others, look, total
+from .files import File, held_by_others, look, total, unread
 from .targets import advice, folders
 
 if TYPE_CHECKING:
@@ -64,13 +64,9 @@ def _problems(places: Iterable[Place], max_age: float) -> Iterable[str]:
             yield f"a turn waits for {duration(age)} in {folder} (limit {duration(max_age)})"
         if found.dead:
             yield f"{counted(found.dead, 'dead letter')} in {folder}"
-        unreadable = _unreadable(folder, files)
+        unreadable = len(unread(folder, files))
         if unreadable:
             yield f"{counted(unreadable, 'unreadable file')} in {folder}"
-
-
-def _unreadable(folder: Path, files: Iterable[File]) -> int:
-    return sum(bool(file.problem) for file in files) + len(spool.aside(folder))
 
 
 def _age(summary: Summary) -> float | None:
@@ -124,7 +120,7 @@ def _metrics(places: Sequence[Place]) -> None:
         _gauge(name, about, [(folder, getattr(sums, attribute)) for folder, _, sums in found])
     ages = [(folder, _age(sums) or 0.0) for folder, _, sums in found]
     _gauge("oldest_waiting_seconds", "How long the oldest waiting turn waits.", ages)
-    unreadable = [(folder, _unreadable(folder, files)) for folder, files, _ in found]
+    unreadable = [(folder, len(unread(folder, files))) for folder, files, _ in found]
     _gauge("unreadable_files", "Outbox files that cannot be read or were set aside.", unreadable)
 
 
@@ -154,8 +150,6 @@ def _show(folder: Path, files: list[File]) -> None:
     say(f"  dead      {dead}")
     if found.last_error:
         say(f"  last error  {plain(found.last_error)}")
-    for file in files:
-        if file.problem:
-            say(coloured(f"  unreadable  {file.problem}", "red"))
-    for path in spool.aside(folder):
-        say(coloured(f"  set aside  {path.name}: damaged or newer, not delivered", "yellow"))
+    for file in unread(folder, files):
+        colour = "red" if file.kind == "unreadable" else "yellow"
+        say(coloured(f"  {file.kind:<9} {file.about}", colour) + f" → {file.remedy}")

@@ -315,6 +315,8 @@ def _seconds(name: str, value: object) -> float:
 def _quoted(what: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{what} is {value!r}; it must be text, and not empty")
+    if value.isascii() and value.replace("-", "").isalnum():
+        return value  # nearly always, and an eighth of the time
     try:
         if value.strip("."):
             return quote(value, safe="")

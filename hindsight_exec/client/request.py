@@ -61,7 +61,7 @@ class Request:
         self.method = method
         self.url = server.url + path
         self.body = body
-        self.query = urlencode([(name, str(value)) for name, value in query])
+        self.query = urlencode([(name, str(value)) for name, value in query]) if query else ""
         self.may_resend = idempotent or method in ("GET", "DELETE")
 
     async def send(self) -> dict[str, Any]:

@@ -63,11 +63,13 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+# json.loads() would make one for each call.
+_decoder = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
 def loads(body: bytes) -> Any:
     # Decoded first: json would guess UTF-16 and UTF-32.
-    return json.loads(
-        body.decode("utf-8"), parse_int=_integer, parse_float=_float, parse_constant=_constant
-    )
+    return _decoder.decode(body.decode("utf-8"))
 
 
 def error_detail(body: bytes) -> str:

@@ -21,10 +21,8 @@ from datetime import datetime, timezone, tzinfo
 from functools import cached_property
 from typing import Any, Optional
 
+from .encoder import to_json
 from .times import parse_iso
-
-# json.dumps() would create an encoder for each call.
-_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 # The server removes both (Hindsight 1.1.0). SQLite and UTF-8 reject the second,
 # so a turn that holds one could not be stored at all.
@@ -126,7 +124,7 @@ def payload_json(payload: str) -> str:
         for number in json.loads(numbers):
             end = start + messages[number]["content"]
             messages[number]["content"], start = contents[start:end], end
-        return _json(messages)[1:-1]
+        return to_json(messages)[1:-1]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return payload
 
@@ -167,26 +165,39 @@ def source(
         ValueError: ``bank`` or ``session`` is empty, ``tags`` is a single text,
             ``metadata`` is not a mapping, or ``observation_scopes`` is not JSON.
     """
-    texts: dict[str, Any] = {"bank": bank, "session": session}
-    for name, value in texts.items():
-        if not isinstance(value, str) or not storable(value).strip():
-            raise ValueError(f"{name} must be a text that is not empty, not {value!r:.80}")
-    if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise ValueError(f"tags must be a list of texts, not {tags!r:.80}")
-    if not isinstance(metadata or {}, Mapping):
-        raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
+    for text in (bank, session):
+        if type(text) is not str:  # it may not even be hashable
+            _check_texts(bank, session)
+    if not isinstance(tags, (tuple, list)):  # concrete types are checked thirty times as fast
+        _check_tags(tags)
+    pairs: tuple[tuple[str, str], ...] = ()
+    if metadata:
+        if not isinstance(metadata, Mapping):
+            raise ValueError(f"metadata must be a mapping, not {metadata!r:.80}")
+        pairs = tuple((str(key), str(one)) for key, one in metadata.items() if one is not None)
     scopes = observation_scopes
     fields = (
-        *(url, credential, bank, session, str(context or ""), tuple(map(str, tags))),
-        tuple((str(key), str(one)) for key, one in (metadata or {}).items() if one is not None),
+        *(url, credential, bank, session, str(context or ""), tuple(map(str, tags)), pairs),
         "" if scopes is None else _storable_json("observation_scopes", scopes),
     )
     known = _known.get(fields)  # mostly the one of the previous turn
     if known is None:
+        _check_texts(bank, session)
         if len(_known) >= 1024:
             _known.clear()
         known = _known[fields] = _storable_source(Source(*fields))
     return known
+
+
+def _check_texts(bank: Any, session: Any) -> None:
+    for name, value in (("bank", bank), ("session", session)):
+        if not isinstance(value, str) or not storable(value).strip():
+            raise ValueError(f"{name} must be a text that is not empty, not {value!r:.80}")
+
+
+def _check_tags(tags: Any) -> None:
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise ValueError(f"tags must be a list of texts, not {tags!r:.80}")
 
 
 # Not `lru_cache`: PyPy's has a lock, and a fork may leave it held for ever.
@@ -234,7 +245,7 @@ def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) 
         raise ValueError("a turn needs at least one message")
     texts, sizes, numbers, contents = [], [], [], []
     for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
+        if not isinstance(message, dict) and not isinstance(message, Mapping):
             raise ValueError(f"a message must be a mapping, not {message!r:.80}")
         kept, beside = dict(message), 0
         content = kept.get("content")
@@ -248,17 +259,17 @@ def turn(messages: Sequence[Mapping[str, Any]], *, given_at: float, index: int) 
         sizes.append(len(texts[-1]) + beside)
     payload = ", ".join(texts)
     if numbers:
-        payload = "".join([_json(numbers), "\n[", payload, "]\n", *contents])
+        payload = "".join([to_json(numbers), "\n[", payload, "]\n", *contents])
     return Turn(given_at, index, payload, tuple(sizes))
 
 
 def _storable_json(name: str, value: Any) -> str:
     try:
-        text = storable(_json(value))
+        text = storable(to_json(value))
         # The escape of U+0000, or a text about it. Looking for one character first
         # is a hundred times faster, and the user waits.
         if "\\" in text and "\\u0000" in text:
-            text = storable(_json(_storable_values(value)))
+            text = storable(to_json(_storable_values(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be JSON: {error}") from error
     return text
@@ -317,7 +328,7 @@ def _item(
         item["context"] = source.context
     if source.observation_scopes:
         item["observation_scopes"] = json.loads(source.observation_scopes)
-    return _json(item).encode()
+    return to_json(item).encode()
 
 
 # Looks SHA-256 up in OpenSSL now. Up to uWSGI 2.0.26, a worker that loaded the application itself

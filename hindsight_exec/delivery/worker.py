@@ -293,6 +293,8 @@ class Delivery:
     def _close_documents(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Close documents as far as they can be sent: turns that gather until then cost nothing."""
         due: list[float] = []
+        if not backlog.holding:  # a poll, for example
+            return due
         if backlog.adopted:
             servers = [self.servers.get(one) for one in backlog.destinations()]
             if not any(server.may_send(now) for server in servers):

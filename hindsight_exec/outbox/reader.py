@@ -100,7 +100,7 @@ class OutboxReader:
                 if not readonly:
                     self._db.prepare(schema.steps(version), schema.VERSION)
                 self._db.bytes = self._db.first(BYTES)[0]
-                self._file = None if path is None else (path, path.stat())
+                self._file = None if path is None else (str(path), path.stat())
         except BaseException:
             self._db.close()
             raise

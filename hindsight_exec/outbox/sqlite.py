@@ -29,6 +29,9 @@ _DAMAGE = re.compile(
 #: Errors of the file or the disk. Our own mistakes pass through as they are.
 _ERRORS = (sqlite3.DatabaseError, OSError, UnicodeDecodeError)
 
+#: Bytes of a page at most, by SQLite's format.
+_LARGEST_PAGE = 1 << 16
+
 T = TypeVar("T")
 
 
@@ -134,7 +137,7 @@ class Database:
         """The lock, after a check that this thread may wait for it."""
         if self._pid != os.getpid():
             raise self.inherited()
-        if self.used_by_this_thread():
+        if self.user and self.used_by_this_thread():
             raise OutboxUnavailable(
                 f"the outbox {self.name} is in use by this very thread, which a finalizer or a "
                 "signal handler interrupted"
@@ -273,7 +276,10 @@ class Database:
     def vacuum(self, worth: int) -> None:
         """Give free space back to the system if it is ``worth`` bytes and half of the file."""
         with self.access, self.step:
-            free, pages, size = map(self.pragma, ("freelist_count", "page_count", "page_size"))
+            free = self.pragma("freelist_count")
+            if free * _LARGEST_PAGE <= worth:
+                return  # mostly: the worker looks whenever nothing is left to do
+            pages, size = map(self.pragma, ("page_count", "page_size"))
             if free * size > worth and free * 2 > pages:
                 # It copies the live half of the file, which a full disk has no room for.
                 try:

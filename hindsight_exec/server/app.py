@@ -8,8 +8,9 @@ import hmac
 import json
 import logging
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, TypeVar
 
 from aiohttp import web
 
@@ -57,15 +58,24 @@ _CLOSING = 2.0
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+#: Answers a request, whose body is the second argument, from the store.
+_Answer = Callable[[web.Request, bytes], Any]
+
+T = TypeVar("T")
+
 
 class _Api:
-    """The handlers. They and SQLite run on the loop's thread: a request takes about 1 ms."""
+    """The handlers.
+
+    JSON and SQLite run on one thread of their own, request after request: a large body keeps it
+    busy for seconds, while the loop goes on to answer what needs no store.
+    """
 
     def __init__(self, database: Path | None, api_key: str | None, latency: float) -> None:
         self._database = database
         self._api_key = api_key
         self._latency = latency
-        self._store: Store  # set at start-up, so that its thread is the loop's
+        self._store: Store  # made, used and closed on the thread
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
@@ -75,30 +85,52 @@ class _Api:
         app.router.add_get("/health", self.health)
         app.router.add_get("/health/ready", self.health)
         app.router.add_get("/health/live", self.live)
-        app.router.add_post(f"{_BANK}/memories", self.retain)
-        app.router.add_post(f"{_BANK}/memories/recall", self.recall)
+        app.router.add_post(f"{_BANK}/memories", self._stored(self.retain))
+        app.router.add_post(f"{_BANK}/memories/recall", self._stored(self.recall))
         app.router.add_post(f"{_BANK}/reflect", self.reflect)
-        app.router.add_get(f"{_BANK}/operations/{{id}}", self.operation)
-        app.router.add_post(f"{_BANK}/operations/{{id}}/retry", self.retry)
-        app.router.add_get(f"{_BANK}/documents", self.documents)
-        app.router.add_get(_DOCUMENT, self.document)
-        app.router.add_delete(_DOCUMENT, self.delete_document)
-        app.router.add_get(f"{_BANK}/config", self.config)
-        app.router.add_patch(f"{_BANK}/config", self.update_config)
+        app.router.add_get(f"{_BANK}/operations/{{id}}", self._stored(self.operation))
+        app.router.add_post(f"{_BANK}/operations/{{id}}/retry", self._stored(self.retry))
+        app.router.add_get(f"{_BANK}/documents", self._stored(self.documents))
+        app.router.add_get(_DOCUMENT, self._stored(self.document))
+        app.router.add_delete(_DOCUMENT, self._stored(self.delete_document))
+        app.router.add_get(f"{_BANK}/config", self._stored(self.config))
+        app.router.add_patch(f"{_BANK}/config", self._stored(self.update_config))
         return app
 
     async def _lifetime(self, _app: web.Application) -> AsyncIterator[None]:
-        self._store = Store(self._database)
-        self._accepted = asyncio.Event()
-        self._accepted.set()  # a killed server may have left some
-        worker = asyncio.ensure_future(self._run_operations())
-        try:
-            yield
-        finally:
-            worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await worker
-            self._store.close()
+        with ThreadPoolExecutor(1, "hindsight-exec-server") as self._thread:
+            self._store = await self._on_thread(Store, self._database)
+            self._accepted = asyncio.Event()
+            self._accepted.set()  # a killed server may have left some
+            worker = asyncio.ensure_future(self._run_operations())
+            try:
+                yield
+            finally:
+                worker.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await worker
+                await self._on_thread(self._store.close)
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(function, *arguments))
+
+    def _stored(self, answer: _Answer) -> _Handler:
+        """Return the handler that reads the body, and answers on the thread."""
+
+        def encoded(request: web.Request, raw: bytes) -> tuple[bytes, int]:
+            try:
+                return _encode(answer(request, raw)), 200
+            except requests.Refused as refused:  # its detail may quote the whole body
+                return _encode({"detail": refused.detail}), refused.status
+
+        async def handle(request: web.Request) -> web.Response:
+            response = await self._on_thread(encoded, request, await request.read())
+            if request.method == "POST":  # it may have brought an operation
+                self._accepted.set()
+            return _response(*response)
+
+        return handle
 
     async def _run_operations(self) -> None:
         """Run accepted operations in their order, each after the latency."""
@@ -107,8 +139,8 @@ class _Api:
             self._accepted.clear()
             await asyncio.sleep(self._latency)
             try:
-                while self._store.run_pending():  # noqa: ASYNC110 - requests have their turn
-                    await asyncio.sleep(0)
+                while await self._on_thread(self._store.run_pending):
+                    pass  # requests that came meanwhile are before the next call in the queue
             except sqlite3.Error as error:
                 _logger.warning("operations stay pending: %s", error)
                 await asyncio.sleep(_AGAIN)
@@ -152,7 +184,7 @@ class _Api:
 
     async def health(self, _request: web.Request) -> web.Response:
         try:
-            self._store.check()
+            await self._on_thread(self._store.check)
         except sqlite3.Error as error:
             return _json({"status": "unhealthy", "database": "error", "error": repr(error)}, 503)
         return _json({"status": "healthy", "database": "connected"})
@@ -160,51 +192,47 @@ class _Api:
     async def live(self, _request: web.Request) -> web.Response:
         return _json({"status": "alive"})
 
-    async def retain(self, request: web.Request) -> web.Response:
+    def retain(self, request: web.Request, raw: bytes) -> Any:
         bank = requests.bank_id(request.match_info["bank"])
-        items, later, chosen = requests.retain(requests.body(await request.read()))
+        items, later, chosen = requests.retain(requests.body(raw))
         operation, count, usage = None, len(items), None
         if not later:
             self._store.retain(bank, items)
             usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
         elif items:
             operation, count = self._store.accept(bank, items, chosen)
-            self._accepted.set()
-        return _json(
-            {
-                "success": True,
-                "bank_id": bank,
-                "items_count": count,
-                "async": later,
-                "operation_id": operation,
-                "operation_ids": None,
-                "usage": usage,
-            }
-        )
+        return {
+            "success": True,
+            "bank_id": bank,
+            "items_count": count,
+            "async": later,
+            "operation_id": operation,
+            "operation_ids": None,
+            "usage": usage,
+        }
 
-    async def recall(self, request: web.Request) -> web.Response:
-        arguments = requests.recall(requests.body(await request.read()))
-        return _json({"results": self._store.recall(request.match_info["bank"], **arguments)})
+    def recall(self, request: web.Request, raw: bytes) -> Any:
+        arguments = requests.recall(requests.body(raw))
+        return {"results": self._store.recall(request.match_info["bank"], **arguments)}
 
     async def reflect(self, _request: web.Request) -> web.Response:
         raise requests.Refused(400, f"Reflect requires an LLM provider. {NOTICE}")
 
-    async def operation(self, request: web.Request) -> web.Response:
+    def operation(self, request: web.Request, _: bytes) -> Any:
         operation = requests.operation_id(request.match_info["id"])
-        return _json(self._store.operation(request.match_info["bank"], operation))
+        return self._store.operation(request.match_info["bank"], operation)
 
-    async def retry(self, request: web.Request) -> web.Response:
+    def retry(self, request: web.Request, _: bytes) -> Any:
         operation = requests.operation_id(request.match_info["id"])
         self._store.retry(request.match_info["bank"], operation)
-        self._accepted.set()
         message = f"Operation {operation} queued for retry"
-        return _json({"success": True, "message": message, "operation_id": operation})
+        return {"success": True, "message": message, "operation_id": operation}
 
-    async def documents(self, request: web.Request) -> web.Response:
+    def documents(self, request: web.Request, _: bytes) -> Any:
         match = request.query.get("tags_match", "any_strict")
         if match not in requests.TAGS_MATCH:
             raise requests.Refused(422, f"tags_match must be one of {requests.TAGS_MATCH}")
-        page = self._store.documents(
+        return self._store.documents(
             request.match_info["bank"],
             query=request.query.get("q"),
             tags=request.query.getall("tags", []),
@@ -212,30 +240,37 @@ class _Api:
             limit=requests.count(request.query, "limit", 100),
             offset=requests.count(request.query, "offset", 0),
         )
-        return _json(page)
 
-    async def document(self, request: web.Request) -> web.Response:
-        return _json(self._store.document(request.match_info["bank"], request.match_info["id"]))
+    def document(self, request: web.Request, _: bytes) -> Any:
+        return self._store.document(request.match_info["bank"], request.match_info["id"])
 
-    async def delete_document(self, request: web.Request) -> web.Response:
+    def delete_document(self, request: web.Request, _: bytes) -> Any:
         document = request.match_info["id"]
         count = self._store.delete_document(request.match_info["bank"], document)
         message = f"Document '{document}' and {count} associated memory units deleted successfully"
         deleted = {"document_id": document, "memory_units_deleted": count}
-        return _json({"success": True, "message": message, **deleted})
+        return {"success": True, "message": message, **deleted}
 
-    async def config(self, request: web.Request) -> web.Response:
-        return _json(self._store.config(request.match_info["bank"]))
+    def config(self, request: web.Request, _: bytes) -> Any:
+        return self._store.config(request.match_info["bank"])
 
-    async def update_config(self, request: web.Request) -> web.Response:
+    def update_config(self, request: web.Request, raw: bytes) -> Any:
         bank = requests.bank_id(request.match_info["bank"])
-        updates = requests.missions(requests.body(await request.read()))
-        return _json(self._store.update_config(bank, updates))
+        updates = requests.missions(requests.body(raw))
+        return self._store.update_config(bank, updates)
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
+    return _response(_encode(value), status)
+
+
+def _encode(value: Any) -> bytes:
     # With ASCII escapes: a refused request's content may not be UTF-8.
-    return web.Response(text=json.dumps(value), status=status, content_type="application/json")
+    return json.dumps(value).encode("ascii")
+
+
+def _response(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json", charset="utf-8")
 
 
 def create_app(

@@ -93,11 +93,15 @@ def _content_text(content: Any) -> str:
 
 def _pieces(text: str) -> Iterator[str]:
     text = text.strip()
-    while len(text) > UNIT_CHARS:
-        cuts = (text.rfind(mark, 1, UNIT_CHARS) + len(mark) for mark in _BREAKS)
+    start = 0  # slicing the rest off for each piece would take minutes for 50 MB
+    while len(text) - start > UNIT_CHARS:
+        window = text[start : start + UNIT_CHARS]
+        cuts = (window.rfind(mark, 1) + len(mark) for mark in _BREAKS)
         # A cut in the first half would leave a crumb; a text without marks is cut anywhere.
         cut = next((cut for cut in cuts if cut > UNIT_CHARS // 2), UNIT_CHARS)
-        yield text[:cut].strip()
-        text = text[cut:].strip()
+        yield window[:cut].strip()
+        start += cut
+        while text[start].isspace():  # it ends: the text's last character is none
+            start += 1
     if text:
-        yield text
+        yield text[start:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,6 +12,8 @@ import time
 import pytest
 from running import Cli
 from serving import Serving, free_port
+
+from hindsight_exec.outbox.schema import VERSION
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +44,51 @@ def test_a_check_for_monitors(cli: Cli, server: Serving) -> None:
         f"1 dead letter in {cli.state}",
         f"1 unreadable file in {cli.state}",
     ]
+
+
+def test_files_that_this_version_cannot_read(cli: Cli) -> None:
+    """A newer file, a damaged one and those set aside are told apart, each with what to do."""
+    cli.give(f"http://127.0.0.1:{free_port()}", 1)
+    (newer,) = cli.state.glob("*.db")
+    with contextlib.closing(sqlite3.connect(newer)) as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    damaged = newer.with_name(f"f{newer.name[1:]}")
+    damaged.write_bytes(b"no database" * 1000)
+    for reason in ("newer", "damaged"):
+        (cli.state / f"0.{reason}-20260101T000000.aside").write_text("")
+    expected = [
+        (
+            "newer",
+            f"a newer hindsight-exec wrote {newer.name}; it is left as it is",
+            "start the newer version: it delivers the turns",
+        ),
+        (
+            "damaged",
+            f"the outbox {damaged} is damaged",
+            "run 'hindsight-exec flush' to deliver what can be read and set the file aside",
+        ),
+        (
+            "set aside",
+            "0.damaged-20260101T000000.aside was damaged; what could be read",
+            "look at it, or delete it",
+        ),
+        (
+            "set aside",
+            "a newer hindsight-exec wrote 0.newer-20260101T000000.aside; its turns were not sent",
+            "rename it to 0.db, then start the newer version",
+        ),
+    ]
+    shown = cli("status").out.splitlines()[-len(expected) :]
+    checks = [check for check in cli("doctor", "--json").json if "hindsight" not in check["name"]]
+    checks = [check for check in checks if check["name"] in {kind for kind, *_ in expected}]
+    for line, check, (kind, about, remedy) in zip(shown, checks, expected):
+        assert line.startswith(f"  {kind}")
+        assert about in line
+        assert line.endswith(remedy)
+        assert (check["name"], check["state"], check["remedy"]) == (kind, "warning", remedy)
+        assert about in check["found"]
+    assert len(shown) == len(checks) == len(expected)
+    assert f"4 unreadable files in {cli.state}" in cli("status", "--check").out
 
 
 def test_metrics(cli: Cli) -> None:

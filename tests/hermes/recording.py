@@ -51,6 +51,7 @@ class Hindsight:
         self._held: dict[str, threading.Event] = {}
         self._answers: dict[str, tuple[int, Any]] = {}
         self._operations = ""
+        self._unanswered = 0
         self._port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -140,7 +141,10 @@ class Hindsight:
             assert self._changed.wait_for(lambda: sent() >= count, LIMIT), sent()
 
     def documents(self, bank: str = "hermes") -> list[Document]:
-        """The bank's documents, sorted by id."""
+        """The bank's documents, sorted by id, when what has come in is answered."""
+        with self._changed:
+            held = len(self._held)
+            assert self._changed.wait_for(lambda: held or not self._unanswered, LIMIT)
         listed = self.get(f"/v1/default/banks/{bank}/documents?limit=1000")
         found = []
         for item in listed.get("items", []):
@@ -188,6 +192,15 @@ class Hindsight:
     async def _remember(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if "X-Test" in request.headers:
             return await handler(request)
+        try:
+            return await self._answer(request, handler)
+        finally:
+            with self._changed:
+                self._unanswered -= 1
+                self._changed.notify_all()
+
+    async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self._unanswered += 1
         text = await request.text()
         seen = Seen(
             request.method,

@@ -23,7 +23,7 @@ from serving import Serving, ServingProcess
 
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.server import EmbeddedServer
-from hindsight_exec.server.text import UNIT_CHARS, join_parts, sanitize, units
+from hindsight_exec.server.text import UNIT_CHARS, Unit, join_parts, sanitize, units
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,7 @@ class Api:
     """One connection to a server; the bank is `b` unless a path says otherwise."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -786,3 +787,39 @@ def test_sanitize_goes_through_everything() -> None:
     """Keys and values at any depth are cleaned; other values stay as they are."""
     given = {"a\x00": ["\ud800x", 1, None, {"b": "ok\udfff"}]}
     assert sanitize(given) == {"a": ["x", 1, None, {"b": "ok"}]}
+
+
+# -- large bodies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_large_message_does_not_stop_the_server(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server cuts and stores a message of 50 MB, it answers /version."""
+    busy, asked = threading.Event(), threading.Event()
+
+    def held(text: str) -> list[Unit]:
+        busy.set()
+        assert asked.wait(60), "nothing was answered while a document was stored"
+        return units(text)
+
+    monkeypatch.setattr("hindsight_exec.server.store.units", held)
+    content = conversation("all the words of a long day " * 1_800_000)
+    with serving() as api, contextlib.closing(Api(api.url)) as other:
+        giving = threading.Thread(target=lambda: api.retain(item(content, "d"), **{"async": later}))
+        giving.start()
+        assert busy.wait(60)
+        assert other.get("/version").status == 200
+        asked.set()
+        giving.join()
+        assert other.get("/version").status == 200
+        assert other.get("b/documents/d").body["memory_unit_count"] > 16_000
+
+
+def test_a_large_refused_body_is_quoted() -> None:
+    """A wrong request of 5 MB gets its 422, with the value that is wrong."""
+    with serving() as api:
+        wrong = ["x" * 5_000_000]
+        answer = api.retain(item("text", "d", metadata=wrong))
+        assert (answer.status, answer.body["detail"][0]["input"]) == (422, wrong)
