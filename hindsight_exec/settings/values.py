@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["PARSERS", "WrongValue", "brief"]
 
 
+#: Threads cannot wait longer than so many seconds (threading.TIMEOUT_MAX on Windows: 49 days).
+_MOST = 4_000_000
+
+
 class WrongValue(Exception):  # noqa: N818 - not an error of the program
     """What a value must be, and what is used in its place (None: the default)."""
 
@@ -122,9 +126,8 @@ def _number(value: Any, item: Field[Any]) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    # Threads cannot wait longer than this (threading.TIMEOUT_MAX on Windows: 49 days).
-    if not item.metadata["minimum"] <= number <= 4_000_000:
-        raise WrongValue(f"a number of at least {max(item.metadata['minimum'], 0):g}")
+    if not item.metadata["minimum"] <= number <= _MOST:
+        raise WrongValue(f"a number {_range(item)}")
     return number
 
 
@@ -134,8 +137,12 @@ def _int(value: Any, item: Field[Any]) -> int:
     except WrongValue:
         number = math.nan
     if not number.is_integer():
-        raise WrongValue(f"a whole number of at least {item.metadata['minimum']:g}")
+        raise WrongValue(f"a whole number {_range(item)}")
     return int(number)
+
+
+def _range(item: Field[Any]) -> str:
+    return f"from {max(item.metadata['minimum'], 0):g} to {_MOST}"
 
 
 def _literal(text: str) -> Any:

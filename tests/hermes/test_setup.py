@@ -195,7 +195,7 @@ def test_saving_one_field(provider, home):
     assert saved(recall_tags="a,b") == {**expected, "retain_every_n_turns": 3, "recall_tags": "a,b"}
     assert saved(recall_tags="-") == {**expected, "retain_every_n_turns": 3}
     with pytest.raises(
-        ValueError, match=r"timeout must be a number of at least 0\.001, not 'soon'"
+        ValueError, match=r"timeout must be a number from 0\.001 to 4000000, not 'soon'"
     ):
         saved(timeout="soon")
     assert saved() == {**expected, "retain_every_n_turns": 3}
