@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import string
-from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 
@@ -61,13 +60,24 @@ def _segment(value: str) -> str:
     return re.sub(r"[^\w-]+", "-", value).strip("-_")
 
 
-@lru_cache(maxsize=256)
+# Not `lru_cache`: PyPy's has a lock, and a fork may leave it held for ever.
+_names: dict[str, str] = {}
+
+
 def repository_name(folder: str) -> str:
     """Return the name of the git repository that holds a folder; the folder's own outside of one.
 
     The worktrees of a repository share its name.
     """
-    start = Path(folder)
+    name = _names.get(folder)
+    if name is None:
+        if len(_names) >= 256:
+            _names.clear()
+        name = _names[folder] = _repository_name(Path(folder))
+    return name
+
+
+def _repository_name(start: Path) -> str:
     for place in (start, *start.parents):
         mark = place / ".git"
         try:

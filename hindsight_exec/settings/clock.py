@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Optional
 
 from .files import read_bytes
@@ -32,12 +31,11 @@ def zone_name(hermes_home: Path, managed: Path) -> str:
     return ""
 
 
-@lru_cache(maxsize=32)
 def zone(name: str) -> Optional[tzinfo]:
     """Return a zone by its IANA name; None for "" and for a name that this system does not know."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - only with Hermes
 
     try:
-        return ZoneInfo(name) if name else None
+        return ZoneInfo(name) if name else None  # it caches
     except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
         return None
