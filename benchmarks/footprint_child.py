@@ -21,7 +21,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def _memory() -> float:
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / (1 << 20)
+    return int(Path(f"/proc/{os.getpid()}/statm").read_text().split()[1]) * _PAGE / (1 << 20)
 
 
 def main() -> None:

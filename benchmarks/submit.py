@@ -124,7 +124,7 @@ def _waiting(kind: str) -> Figures:
 def _memory() -> int:
     """Bytes that are resident."""
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    pages = int(Path(f"/proc/{os.getpid()}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

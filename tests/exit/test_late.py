@@ -120,7 +120,7 @@ def test_a_put_in_progress_is_waited_for(server: Serving, state: Path, run: Any)
         PROGRAM
         + """
 from hindsight_exec.outbox.store import Outbox
-put, begun = Outbox.put, threading.Event()
+put, begun = Outbox.put_for, threading.Event()
 
 def slow(*args):
     begun.set()
@@ -129,7 +129,7 @@ def slow(*args):
     return put(*args)
 
 give(0)
-Outbox.put = slow
+Outbox.put_for = slow
 threading.Thread(target=give, args=(1,), daemon=True).start()
 begun.wait()
 """,
