@@ -173,7 +173,8 @@ telemetry:  # else 0.22 asks before its first chat
 
     def check_silence(self) -> None:
         """Nothing in output or logs tells of sessions, futures or tasks left behind."""
-        assert not self.heard()
+        heard = self.heard()
+        assert not heard, heard
 
     def heard(self) -> str:
         """What output or logs tell of things left behind."""
