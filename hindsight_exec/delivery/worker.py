@@ -16,7 +16,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Callable, Optional
 
-from hindsight_exec.errors import OutboxCorrupt, OutboxError, OutboxUnavailable
+from hindsight_exec.errors import ExecutorClosed, OutboxCorrupt, OutboxError, OutboxUnavailable
 from hindsight_exec.executor import waiting
 
 from .backlog import keeps_failing
@@ -237,6 +237,8 @@ class Delivery:
                 self._outcomes.disk_failed(error)
                 due.append(now + _DISK_PAUSE)
                 continue
+            except ExecutorClosed:
+                self._outcomes.cancel()  # exit has overtaken this thread; the rest stays on disk
             except Exception:
                 # This backlog must not hold up the others.
                 backlog.stale = True

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from serving import Serving, stored, texts
 
+from hindsight_exec import RetainWriter, Settings
+
 PROGRAM = """\
 import atexit, os, queue, sys, threading, time
 from pathlib import Path
@@ -190,3 +192,36 @@ atexit.register(late)
     ended = run(PROGRAM + "assert writer.deliver_all(60)", server.url, str(state))
     assert (ended.status, ended.err) == (0, "")
     assert stored(server.url) == {"s": texts(["first", *range(50)])}
+
+
+def test_a_worker_that_exit_overtakes_says_nothing(server: Serving, state: Path, run: Any) -> None:
+    """A worker that is about to send when the loop has closed leaves the turn on disk, quietly."""
+    ended = run(
+        PROGRAM.replace("drain_timeout=30", "drain_timeout=0.1")
+        + """
+from hindsight_exec.client.loop import BackgroundLoop
+run, tried = BackgroundLoop.run, threading.Event()
+
+def late(loop, coroutine):
+    while not loop._closed:
+        time.sleep(0.01)
+    try:
+        return run(loop, coroutine)
+    finally:
+        tried.set()
+
+BackgroundLoop.run = late
+atexit.register(lambda: tried.wait(30) and time.sleep(0.5))  # time to say something
+give(0)
+writer.end_session("s")
+""",
+        server.url,
+        str(state),
+    )
+    assert ended.status == 0
+    said = [line for line in ended.err.splitlines() if "saved on disk" not in line]
+    assert [line for line in said if "abandoned" not in line] == []
+    writer = RetainWriter(Settings(api_url=server.url, bank_id="b"), state=state)
+    assert writer.flush(60)
+    assert writer.close()
+    assert stored(server.url) == {"s": texts([0])}
