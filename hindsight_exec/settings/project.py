@@ -47,6 +47,8 @@ def project_file(folder: str, trusted: Tuple[str, ...]) -> ProjectFile:
         roots = [Path(one).resolve() for one in trusted]
     except (OSError, RuntimeError, ConfigError):  # a link that leads to itself; no home
         return ProjectFile()
+    if start.is_symlink():  # the same from 3.13 on, which returns it as it is
+        return ProjectFile()
     for place in (start, *start.parents):
         if place == home or place in home.parents:
             break

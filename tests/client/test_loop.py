@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from scripted_server import CERTIFICATE, ScriptedServer, answering
@@ -253,6 +253,15 @@ def test_a_closed_loop_refuses(loop):
     assert repr(loop) == "<BackgroundLoop closed>"
 
 
+@contextmanager
+def told(what):
+    """What to say when the block fails."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(what()) from error
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # nor taken
 @pytest.mark.parametrize("use", ["start", "run"])
@@ -288,7 +297,8 @@ def test_ctrl_c_anywhere_in_a_start_leaks_nothing(use):
         assert loop.run(where()).result(TIMEOUT)
         first = loop._run
         assert loop.run(where()).result(TIMEOUT) is first.loop
-        eventually(lambda: len(ours()) == 3)  # a loop and its two resolvers
+        with told(lambda: f"strike {number} left {ours()}"):
+            eventually(lambda: len(ours()) == 3)  # a loop and its two resolvers
         loop._close_at_exit()
         eventually(lambda: not ours())
         if not strike.struck:

@@ -157,6 +157,12 @@ class Host:
         self._own = self._memory = None
         return spool.aside(self.folder)
 
+    def close(self) -> None:
+        """Close all that is open, whatever is left in it."""
+        self.files.close(self.files.take_claims())
+        if self._memory is not None:
+            self._memory.outbox.close()
+
 
 # --- lives --------------------------------------------------------------------
 
@@ -280,6 +286,7 @@ class Promise:
                 host.give("next")
                 aside = host.finish_all()
             except Exception as error:
+                host.close()
                 return [f"not delivered: {error!r}"]
             odd = [one.name for one in aside if one.name.split(".")[0] not in self.damaged]
             if odd:
