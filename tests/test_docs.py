@@ -13,7 +13,10 @@ from serving import Serving, documents
 import hindsight_exec
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 if not (ROOT / "docs").is_dir():
     pytest.skip("the documents are not beside the tests", allow_module_level=True)

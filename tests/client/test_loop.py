@@ -255,11 +255,11 @@ def test_a_closed_loop_refuses(loop):
 
 @contextmanager
 def told(what):
-    """What to say when the block fails."""
+    """Say what there was when the block failed."""
     try:
         yield
     except AssertionError as error:
-        raise AssertionError(what()) from error
+        raise AssertionError(repr(what())) from error
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_ctrl_c_anywhere_in_a_start_leaks_nothing(use):
         assert loop.run(where()).result(TIMEOUT)
         first = loop._run
         assert loop.run(where()).result(TIMEOUT) is first.loop
-        with told(lambda: f"strike {number} left {ours()}"):
+        with told(ours):
             eventually(lambda: len(ours()) == 3)  # a loop and its two resolvers
         loop._close_at_exit()
         eventually(lambda: not ours())
