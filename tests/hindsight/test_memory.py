@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from hermes.recording import configure
 
 from hindsight_exec.hermes import HindsightMemoryProvider
 
+from .proxy import Proxy
 from .server import eventually, request
 
 if TYPE_CHECKING:
@@ -86,6 +88,19 @@ def test_a_fact_is_known_with_the_server_down(chat: Chat) -> None:
     shown = asked(chat("b", url))
     assert "kitchen" in shown
     assert "cannot be searched" in shown
+
+
+def test_a_fact_is_known_with_a_slow_server(chat: Chat, server: Server) -> None:
+    """A server that answers later than a turn waits delays what it knows, not what was said."""
+    with Proxy(server.url, lambda _: time.sleep(3)) as proxy:
+        first, second = chat("a", proxy.url), chat("b", proxy.url, recall_wait_seconds=1)
+        first.sync_turn(FACT, "Good to know.", session_id="a")
+        shown = asked(second)
+        proxy.plan = lambda _: None
+        for provider in (first, second):
+            provider.shutdown()
+    assert shown.count("kitchen") == 1
+    assert "not yet processed" in shown
 
 
 def test_secrets_do_not_get_there(chat: Chat, server: Server, bank: str) -> None:
