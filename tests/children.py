@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 # job starts with SIGINT ignored.
 PRELUDE = """\
 import os, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell: `&` ignores it,
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 """
