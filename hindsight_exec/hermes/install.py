@@ -95,14 +95,15 @@ def main(args: argparse.Namespace) -> int:
         if not home.is_dir():
             raise ConfigError(f"no folder {home}; start Hermes once, or name its folder by --home")
         if args.hermes_command == "uninstall":
-            return _carry_out(_uninstall(home), args)
+            return _carry_out(_uninstall(home), home, args)
         if not args.from_bundled:
-            return _carry_out(_install(home, args, activate=_wants_it_active(home, args)), args)
+            plan = _install(home, args, activate=_wants_it_active(home, args))
+            return _carry_out(plan, home, args)
         plan = _install(home, args, activate=True)
         if not (args.yes or args.dry_run or not plan.changes or _agreed(plan)):
             print("nothing was changed", file=sys.stderr)
             return 1
-        return _carry_out(plan, args)
+        return _carry_out(plan, home, args)
     except (ConfigError, OSError) as error:
         print(f"hindsight-exec: {error}", file=sys.stderr)
         return 1
@@ -268,7 +269,7 @@ def _uninstall(home: Path) -> _Plan:
     return plan
 
 
-def _carry_out(plan: _Plan, args: argparse.Namespace) -> int:
+def _carry_out(plan: _Plan, home: Path, args: argparse.Namespace) -> int:
     if not args.dry_run:
         for path, content in plan.files.items():
             if content is not None:
@@ -277,7 +278,6 @@ def _carry_out(plan: _Plan, args: argparse.Namespace) -> int:
                 path.unlink()
         for folder in plan.remove:
             _remove_empty(folder)
-        home = absolute(args.home or default_hermes_home(os.environ))
         (setup.link_for_panel if plan.panel else setup.unlink_for_panel)(home)
     if args.json:
         shown = {"changed": not args.dry_run, "changes": plan.changes, "notes": plan.notes}

@@ -161,19 +161,24 @@ async def from_banks(
         *(memories(client, settings, bank, query) for bank in banks), return_exceptions=True
     )
     found: list[list[Memory]] = []
-    known = {key for one in fresh for key in (one.text, one.document_id) if key}
+    known = _keys(fresh)
     for bank, answer in zip(banks, answers):
         if isinstance(answer, BaseException):
             _warn_once(bank, answer)
         else:
             mark = "" if bank == banks[0] else f" (bank {bank})"
             others = known if mark else set()
-            new = [one for one in answer if not {one.text, one.document_id} & others]
-            known |= {key for one in new for key in (one.text, one.document_id) if key}
+            new = [one for one in answer if not _keys([one]) & others]
+            known |= _keys(new)
             found.append([one._replace(mark=mark) for one in new])
     if isinstance(answers[0], BaseException) and not any(found):
         raise answers[0]
     return fresh + [one for row in zip_longest(*found) for one in row if one is not None]
+
+
+def _keys(found: Iterable[Memory]) -> set[str]:
+    """What tells that another bank shows the same: words, and documents."""
+    return {key for one in found for key in (one.text, one.document_id) if key}
 
 
 async def _facts_of(

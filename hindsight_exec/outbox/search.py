@@ -37,12 +37,12 @@ _STEMS = frozenset(("assi", "assista", "cont", "conte", "role", "time", "timesta
 _TURNS = """SELECT t.id, t.given_at, '', t.payload, s.header
     FROM turns t JOIN sources s ON s.id = t.source
     JOIN destinations x ON x.id = s.destination
-    WHERE x.url = ? AND x.credential = ? AND x.bank = ? AND s.session != ? AND t.id < ?
+    WHERE x.url = ? AND x.credential = ? AND x.bank = ? AND (s.session = ?) = ? AND t.id < ?
     ORDER BY t.id DESC LIMIT ?"""
 _DOCUMENTS = """SELECT d.id, d.given_at, d.document_id, d.item, s.header
     FROM documents d JOIN sources s ON s.id = d.source
     JOIN destinations x ON x.id = d.destination
-    WHERE x.url = ? AND x.credential = ? AND x.bank = ? AND s.session != ? AND d.id < ?
+    WHERE x.url = ? AND x.credential = ? AND x.bank = ? AND (s.session = ?) = ? AND d.id < ?
     AND d.reason IS NULL ORDER BY d.id DESC LIMIT ?"""
 _NEWEST = 1 << 62
 
@@ -105,7 +105,8 @@ def search(outbox: OutboxReader, query: Query, deadline: float) -> list[Found]:
     found: list[Found] = []
     headers: dict[str, bool] = {}
     for sql in (_TURNS, _DOCUMENTS):
-        for given_at, document_id, text, header in _rows(outbox, sql, query, deadline):
+        rows = _rows(outbox, sql, query.destination, query.session, deadline, of_it=False)
+        for given_at, document_id, text, header in rows:
             if query.count(text.lower()) < query.needed:
                 continue
             if header not in headers:
@@ -129,23 +130,28 @@ def contents_of_session(
     Raises:
         As :func:`search`.
     """
-    query = Query(destination, session, (), lambda _: True)
     return [
         content
         for sql in (_TURNS, _DOCUMENTS)
-        for _, _, text, _ in _rows(outbox, sql.replace("!=", "="), query, deadline)
+        for _, _, text, _ in _rows(outbox, sql, destination, session, deadline, of_it=True)
         for content in _contents(text)
     ]
 
 
 def _rows(
-    outbox: OutboxReader, sql: str, query: Query, deadline: float
+    outbox: OutboxReader,
+    sql: str,
+    where: Destination,
+    session: str,
+    deadline: float,
+    *,
+    of_it: bool,
 ) -> Iterator[tuple[float, str, str, str]]:
-    where = query.destination
+    """Rows of a session, or those of all others, the newest first."""
     before, count = _NEWEST, 64
     while time.monotonic() < deadline:
         start = time.monotonic()
-        values = (where.url, where.credential, where.bank, query.session, before, count)
+        values = (where.url, where.credential, where.bank, session, of_it, before, count)
         rows = outbox._db.all(sql, values)
         took = time.monotonic() - start
         for number, given_at, document_id, content, header in rows:

@@ -38,12 +38,10 @@ MAX_SOURCES = 4096
 #: Free bytes of a file that are worth a VACUUM.
 _VACUUM_BYTES = 4 << 20
 
-_PUT = "INSERT INTO turns (source, given_at, number, sizes, payload) VALUES (?, ?, ?, ?, ?)"
-_MORE_TURNS = ", (?, ?, ?, ?, ?)"
+_PUT = "INSERT INTO turns (given_at, number, sizes, payload, source) VALUES (?, ?, ?, ?, ?)"
 _ADD_DOCUMENT = """INSERT INTO documents
-    (destination, source, document_id, turns, given_at, bytes, item)
+    (document_id, turns, given_at, bytes, item, source, destination)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_MORE_DOCUMENTS = ", (?, ?, ?, ?, ?, ?, ?)"
 _MOVED = """SELECT d.id, s.header, d.document_id, d.item, d.given_at, d.turns
     FROM documents d JOIN sources s ON s.id = d.source
     WHERE d.batch IS NULL AND d.reason IS NULL ORDER BY d.id LIMIT 100"""
@@ -105,19 +103,7 @@ class Outbox(OutboxReader):
         payload = turn.payload
         size = len(payload) if payload.isascii() else len(payload.encode())  # spares a copy
         row = (turn.given_at, turn.index, str(list(turn.sizes)), payload)  # JSON, too
-        numbers: list[int] = []
-
-        def insert() -> int:
-            nonlocal numbers
-            self._check_room(size, len(sources))
-            numbers = [number for number, _ in self._sources(sources)]
-            values = [value for number in numbers for value in (number, *row)]
-            inserted = self._db.execute(_PUT + _MORE_TURNS * (len(sources) - 1), values).lastrowid
-            self._db.bytes += size * len(sources)
-            return inserted  # type: ignore[return-value]  # an INSERT sets it
-
-        self._db.write(insert, "turns", single=self._db.known.keys() >= set(sources))
-        return numbers
+        return [number for number, _ in self._add("turns", _PUT, row, 1, sources, size)]
 
     def put_document(
         self, source: Source, document_id: str, item: bytes, given_at: float, turns: int = 1
@@ -138,20 +124,35 @@ class Outbox(OutboxReader):
         turns: int,
     ) -> list[tuple[int, int]]:
         """Keep a closed document for each source, as :meth:`put_for` keeps a turn."""
-        known: list[tuple[int, int]] = []
         row = (document_id, turns, given_at, len(item), item)
+        return self._add("documents", _ADD_DOCUMENT, row, 2, sources, len(item))
+
+    def _add(
+        self,
+        table: str,
+        sql: str,
+        row: tuple[object, ...],
+        ids: int,
+        sources: Sequence[Source],
+        size: int,
+    ) -> list[tuple[int, int]]:
+        """Add a row of ``size`` bytes for each source; return the sources' and destinations' ids.
+
+        In the statement, the ``ids`` first of these follow the columns of ``row``.
+        """
+        known: list[tuple[int, int]] = []
+        more = f", ({', '.join('?' * (len(row) + ids))})" * (len(sources) - 1)
 
         def insert() -> int:
             nonlocal known
-            self._check_room(len(item), len(sources))
+            self._check_room(size, len(sources))
             known = self._sources(sources)
-            values = [value for number, place in known for value in (place, number, *row)]
-            add = _ADD_DOCUMENT + _MORE_DOCUMENTS * (len(sources) - 1)
-            inserted = self._db.execute(add, values).lastrowid
-            self._db.bytes += len(item) * len(sources)
+            values = [value for one in known for value in (*row, *one[:ids])]
+            inserted = self._db.execute(sql + more, values).lastrowid
+            self._db.bytes += size * len(sources)
             return inserted  # type: ignore[return-value]  # an INSERT sets it
 
-        self._db.write(insert, "documents", single=self._db.known.keys() >= set(sources))
+        self._db.write(insert, table, single=self._db.known.keys() >= set(sources))
         return known
 
     def _check_room(self, size: int, copies: int) -> None:
@@ -230,7 +231,7 @@ class Outbox(OutboxReader):
                     self._db.execute(f"DELETE {members}", turns)
                     self._db.execute(
                         _ADD_DOCUMENT,
-                        (destination, source, document_id, len(turns), given_at, len(item), item),
+                        (document_id, len(turns), given_at, len(item), item, source, destination),
                     )
                     added += len(item) - size
             self._db.bytes += added
