@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, TypeVar
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import lease
 from hindsight_exec.errors import ConfigError, OutboxFull, Rejected, Starting
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.hermes import embedded
 
 from .console import KEY_REFUSED, OK, UNDONE, UNREACHABLE, Progress, note, without_warnings
@@ -67,14 +68,14 @@ def probe(settings: Settings, timeout: float) -> None:
     problem = embedded.missing(settings) if settings.mode == "local_embedded" else ""
     if problem:
         raise ConfigError(problem)
-    deadline = time.monotonic() + timeout
+    deadline = now() + timeout
     noted = False
     while True:
         try:
             with without_warnings(errors=True):
                 return ask(settings, look)
         except Starting as error:
-            if time.monotonic() >= deadline:
+            if now() >= deadline:
                 raise
             if not noted:
                 note("Hindsight's daemon is starting; the first time takes minutes")
@@ -102,15 +103,15 @@ def until_stored(
     done: list[bool] = []
     waiter = threading.Thread(target=lambda: done.append(writer.flush(completed=True)), daemon=True)
     waiter.start()
-    settled, moved = -1, time.monotonic()
+    settled, moved = -1, now()
     while waiter.is_alive():
         waiter.join(LOOK)
         check()
         counters = writer.counters()
         now_settled = counters.accepted + counters.completed + counters.dead
         if now_settled != settled:
-            settled, moved = now_settled, time.monotonic()
-        if time.monotonic() - moved > timeout or writer.paused:
+            settled, moved = now_settled, now()
+        if now() - moved > timeout or writer.paused:
             return False
         progress.update(before + counters.own_completed, before + given, counters.last_error)
     return done == [True]

@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import sys
-import time
 from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from hindsight_exec.errors import ConfigError
+from hindsight_exec.executor.waiting import now
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -151,7 +151,7 @@ class Progress:
     def __init__(self, what: str) -> None:
         self._what = what
         self._bar: RichProgress | None = None
-        self._next = time.monotonic() + _LINE_EVERY
+        self._next = now() + _LINE_EVERY
         self._shown = ""
 
     def __enter__(self) -> Self:
@@ -180,8 +180,8 @@ class Progress:
             task = self._bar.task_ids[0]
             what = f"{self._what} ({detail})" if detail else self._what
             self._bar.update(task, completed=done, total=total, description=what)
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_EVERY
+        elif now() >= self._next:
+            self._next = now() + _LINE_EVERY
             text = f"{self._what}: {done} of {total}" + (f" ({detail})" if detail else "")
             if text != self._shown:
                 self._shown = text

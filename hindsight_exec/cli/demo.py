@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.errors import HindsightExecError
 from hindsight_exec.executor import DrainingExecutor
+from hindsight_exec.executor.waiting import now
 
 from .console import OK, UNDONE, coloured, note, say, say_json, table
 from .demo_child import BANK
@@ -227,12 +227,12 @@ class _Trial:
             if child is None:
                 return
             _first_line(child)  # all turns are accepted
-            began = time.monotonic()
+            began = now()
             if self.ending.signal is not None:
                 child.send_signal(self.ending.signal)
             try:
                 child.wait(_STUCK)
-                self.seconds = time.monotonic() - began
+                self.seconds = now() - began
             except subprocess.TimeoutExpired:
                 self.seconds = _STUCK
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Iterable
 
 from hindsight_exec.delivery.writer import RetainWriter
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox import spool
 from hindsight_exec.settings.credentials import resolve_credential
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Deliver; the status is 0 when nothing is left but what running processes deliver."""
-    deadline = time.monotonic() + args.timeout
+    deadline = now() + args.timeout
     left = accepted = live = 0
     errors: list[str] = []
     with Progress("turns sent") as progress:
@@ -67,7 +67,7 @@ def _flush(folder: Path, deadline: float, progress: Progress) -> str:
     with deferred():
         writer = RetainWriter(settings, state=folder)
         try:
-            writer.deliver_all(max(0.0, deadline - time.monotonic()), show)
+            writer.deliver_all(max(0.0, deadline - now()), show)
             return writer.counters().last_error
         finally:
             with without_warnings():

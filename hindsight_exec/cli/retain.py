@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +17,7 @@ from hindsight_exec.conversation.turns import turn as kept
 from hindsight_exec.delivery.transcripts import missing_documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, OutboxError, Rejected
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.hermes import embedded
 from hindsight_exec.hermes.redact import shown_of
 from hindsight_exec.outbox import spool
@@ -126,11 +126,11 @@ class _Retain:
                 missing = self._missing(turns)
                 self._before = self._total - sum(len(document.turns) for document in missing)
                 with deferred():
-                    looked = time.monotonic()
+                    looked = now()
                     for document in missing:
                         self._give(document)
-                        if time.monotonic() - looked > LOOK:  # counting takes its time
-                            looked = time.monotonic()
+                        if now() - looked > LOOK:  # counting takes its time
+                            looked = now()
                             stored = self._before + self._writer.counters().own_completed
                             progress.update(stored, self._total)
                     arrived = until_stored(

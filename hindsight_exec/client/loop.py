@@ -17,6 +17,7 @@ from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import CLOSE, DRAIN, SERVE, DrainingExecutor, call_at_exit
 from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.process import call_in_child, renew_if_forked
+from hindsight_exec.executor.waiting import now
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -212,8 +213,8 @@ class _Run:
     def wait_while_opening(self, timeout: float | None) -> None:
         # A matter of a millisecond. Not an Event: before 3.13, Ctrl-C in its
         # wait() may become another error.
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.opening and (deadline is None or time.monotonic() < deadline):
+        deadline = None if timeout is None else now() + timeout
+        while self.opening and (deadline is None or now() < deadline):
             time.sleep(0.001)
 
     def _main(self) -> None:

@@ -6,10 +6,10 @@ The reader pays for it, in time that is bounded; who gives turns does not.
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Callable, TypeVar
 
 from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.reader import OutboxReader
 from hindsight_exec.outbox.search import contents_of_session, search
@@ -37,7 +37,7 @@ def search_unprocessed(folder: Path, query: Query, seconds: float = 0.15) -> lis
 
     Of many turns, the oldest are not found in ``seconds``.
     """
-    deadline = time.monotonic() + seconds
+    deadline = now() + seconds
     found = _in_all(folder, lambda outbox: search(outbox, query, deadline), deadline)
     return sorted(found, reverse=True)
 
@@ -46,7 +46,7 @@ def unprocessed_contents(
     folder: Path, destination: Destination, session: str, seconds: float = 1.0
 ) -> set[str]:
     """Return what the messages of a session say that wait in a state folder, safe on disk."""
-    deadline = time.monotonic() + seconds
+    deadline = now() + seconds
 
     def look(outbox: OutboxReader) -> list[str]:
         if outbox.path is None:
@@ -76,7 +76,7 @@ def _in_files(
     """What is in files that nobody opens in this process meanwhile."""
     found: list[T] = []
     for path in reversed(list(paths)):
-        if time.monotonic() >= deadline:
+        if now() >= deadline:
             break
         with contextlib.suppress(OutboxUnavailable, ValueError):
             outbox = OutboxReader(path, readonly=True)

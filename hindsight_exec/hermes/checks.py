@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.errors import Rejected, ServerError, Unauthorized
+from hindsight_exec.executor.waiting import now
 
 from . import embedded
 from .memories import memories
@@ -88,12 +88,12 @@ async def _ask(settings: Settings) -> list[Check]:
 
 async def _recall(client: HindsightClient, settings: Settings) -> Check:
     """Whether a real recall works, as a turn asks for it, and whether it is fast enough."""
-    start = time.monotonic()
+    start = now()
     try:
         found = await memories(client, settings, settings.bank_id, "what is known of the user?")
     except ServerError as error:
         return Check("recall", "failed", str(error), "correct the recall_… keys it names, if any")
-    took, wait = time.monotonic() - start, min(settings.recall_wait_seconds, LONGEST_WAIT)
+    took, wait = now() - start, min(settings.recall_wait_seconds, LONGEST_WAIT)
     count = f"{len(found)} {'memory' if len(found) == 1 else 'memories'} in {took:.1f} s"
     if took > wait:
         remedy = "raise recall_wait_seconds, lower recall_budget, or see why the server is slow"

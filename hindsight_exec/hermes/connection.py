@@ -7,12 +7,12 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import time
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, Optional, Set, Tuple, TypeVar
 
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import Lease, lease
 from hindsight_exec.errors import ConfigError, ExecutorClosed, HindsightExecError, Rejected
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.hermes import embedded
 from hindsight_exec.settings.credentials import resolve_credential
 
@@ -92,9 +92,9 @@ class Connection:
         asked = (os.getpid(), self.settings.api_url)
         with _lock:
             known = _checks.get(asked)
-        if known is None or time.monotonic() - known[0] > _CHECK_AGAIN_SECONDS:
+        if known is None or now() - known[0] > _CHECK_AGAIN_SECONDS:
             try:
-                known = (time.monotonic(), self.submit(_health))
+                known = (now(), self.submit(_health))
             except HindsightExecError as error:
                 return str(error)
             with _lock:

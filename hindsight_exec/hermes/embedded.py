@@ -21,12 +21,12 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
 from hindsight_exec.errors import ConfigError, Starting, Unavailable
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.hermes import host
 from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
 from hindsight_exec.settings.folders import user_home
@@ -187,7 +187,7 @@ class Daemon:
         """Return the seconds until the next attempt; 0 with other settings than those that failed."""
         if self._started != self.settings:
             return 0.0
-        return max(0.0, self._not_before - time.monotonic())
+        return max(0.0, self._not_before - now())
 
     def start(self) -> Optional[subprocess.Popen[bytes]]:
         """Start the starter unless it runs. Return None if it cannot start, or not yet."""
@@ -221,7 +221,7 @@ class Daemon:
     def _failed(self, why: str) -> None:
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
-        self._not_before = time.monotonic() + pause
+        self._not_before = now() + pause
         self._why = f"Hindsight's daemon could not be started: {why}"
         logger.error("%s. Next try in %d s.", self._why, round(self._pause_left()))
 

@@ -33,13 +33,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.executor import process
 from hindsight_exec.executor.locks import holds
+from hindsight_exec.executor.waiting import now
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +142,7 @@ def is_inside() -> bool:
 
 def _before_fork() -> None:
     own = this_process()
-    deadline = time.monotonic() + FORK_WAIT
+    deadline = now() + FORK_WAIT
     held: list[Any] = []
     _forking.held = held
     _forking.complete = False
@@ -152,7 +152,7 @@ def _before_fork() -> None:
     for database in list(own.databases):
         if database.used_by_this_thread():
             continue  # a signal handler or a finalizer forks, between two statements
-        if not database.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not database.lock.acquire(timeout=max(0.0, deadline - now())):
             return
         held.append(database.lock)
     _forking.complete = True

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
 
 from hindsight_exec.conversation.turns import payload_json
 from hindsight_exec.errors import OutboxCorrupt
+from hindsight_exec.executor.waiting import now
 
 from .schema import source_of
 
@@ -96,7 +96,7 @@ def search(outbox: OutboxReader, query: Query, deadline: float) -> list[Found]:
     """The turns that hold enough of the terms, newest first, as far as time allows.
 
     Args:
-        deadline: When to stop, in seconds of ``time.monotonic``.
+        deadline: When to stop, in seconds of `executor.waiting.now`.
 
     Raises:
         OutboxUnavailable, OutboxCorrupt: The file cannot be read.
@@ -111,7 +111,7 @@ def search(outbox: OutboxReader, query: Query, deadline: float) -> list[Found]:
                 continue
             if header not in headers:
                 headers[header] = query.accepts(_source(outbox, header))
-            if time.monotonic() > deadline:
+            if now() > deadline:
                 break
             if headers[header]:
                 found += [
@@ -149,11 +149,11 @@ def _rows(
 ) -> Iterator[tuple[float, str, str, str]]:
     """Rows of a session, or those of all others, the newest first."""
     before, count = _NEWEST, 64
-    while time.monotonic() < deadline:
-        start = time.monotonic()
+    while now() < deadline:
+        start = now()
         values = (where.url, where.credential, where.bank, session, of_it, before, count)
         rows = outbox._db.all(sql, values)
-        took = time.monotonic() - start
+        took = now() - start
         for number, given_at, document_id, content, header in rows:
             text = (
                 content if isinstance(content, str) else bytes(content).decode("utf-8", "replace")

@@ -26,6 +26,7 @@ from typing import Iterator, Optional
 
 from hindsight_exec.conversation.turns import time_ordered_id
 from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.executor.waiting import now
 
 from .forks import this_process
 
@@ -111,9 +112,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock while files are created, adopted or removed."""
     descriptor = _open(folder / _FOLDER_LOCK)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = now() + _PATIENCE
         while not try_lock(descriptor):
-            if time.monotonic() > deadline:
+            if now() > deadline:
                 raise OSError(errno.EAGAIN, "another process holds its lock", str(folder))
             time.sleep(0.005)
         yield
