@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 from urllib.parse import urlsplit
 
 from hindsight_exec.errors import ConfigError, Starting, Unavailable
+from hindsight_exec.executor.process import call_in_child
 from hindsight_exec.executor.waiting import now
 from hindsight_exec.hermes import host
 from hindsight_exec.settings.dotenv import EMBED, read_variables, set_variables
@@ -70,8 +71,7 @@ def _after_fork_in_child() -> None:
         daemon._starter = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+call_in_child(_after_fork_in_child)
 
 
 def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> str:

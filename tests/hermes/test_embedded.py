@@ -426,16 +426,30 @@ def test_a_process_that_ends_before_it_is_up(daemon, home, run):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_finds_it(daemon, home, run):
+@pytest.mark.parametrize(
+    "fork",
+    [
+        "os.fork",
+        pytest.param(
+            "ctypes.PyDLL(None).fork",
+            marks=pytest.mark.skipif(
+                sys.implementation.name != "cpython", reason="forks in C, through CPython's ctypes"
+            ),
+        ),
+    ],
+)
+def test_a_forked_child_finds_it(daemon, home, run, fork):
     """A child does not wait for its parent's starter, which it can learn nothing of."""
     configure(home, mode="local_embedded")
     program = STARTS + (
-        "import os, time\n"
+        "import ctypes, os, time\n"
+        "from hindsight_exec.executor.process import renew_if_forked\n"
         "from hindsight_exec.hermes.embedded import address\n"
         "warnings.simplefilter('ignore', DeprecationWarning)  # fork with threads\n"
-        "if child := os.fork():\n"
+        f"if child := {fork}():\n"
         "    say('child', os.waitpid(child, 0)[1])\n"
         "    sys.exit()\n"
+        "renew_if_forked()  # as each request does first: a fork in C runs no hook\n"
         "Path(sys.argv[2]).write_text('start')\n"
         "while not address(daemon.settings):\n"
         "    time.sleep(0.02)\n"
