@@ -12,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-from hindsight_exec.conversation import turns
-
 try:
+    from hindsight_exec.conversation import turns
     from hindsight_exec.outbox.store import Outbox
-except ImportError:  # before c19c66f's rooms
+except ImportError:  # c19c66f, before there were rooms
+    from hindsight_exec import turns  # type: ignore[attr-defined,no-redef]
     from hindsight_exec.outbox import Outbox  # type: ignore[attr-defined,no-redef]
 
 
