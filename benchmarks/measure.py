@@ -92,7 +92,8 @@ class Result:
         stem = f"{self.benchmark}-{label}" if label else self.benchmark
         text = json.dumps(asdict(self), indent=1)
         (RESULTS / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
-        pictures.draw(stem, asdict(self))
+        if not label:
+            pictures.draw(asdict(self))
 
     def show(self) -> None:
         print(f"\n{self.title} ({self.unit}; median of {self.rounds}, lowest … highest)")

@@ -1,6 +1,7 @@
 """Draws the results: ``python -m benchmarks.pictures [FOLDER]``, from the JSON files, measuring nothing.
 
-The table says which lines of a result make a picture, four panels at most.
+The table says which lines of a result make a picture, four panels at most. Results
+with a label have no pictures; the documents give their ratios.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ PICTURES: dict[str, list[Picture]] = {
 }
 
 
-def draw(stem: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
+def draw(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Write the pictures of a result."""
     notes = [
         f"Median of {result['rounds']} rounds; the thin line goes from the lowest to the highest."
@@ -257,7 +258,8 @@ def draw(stem: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
             for panel in picture.panels
         ]
         svg = chart.draw(picture.title, notes, panels)
-        (folder / f"{stem}{picture.suffix}.svg").write_text(svg, encoding="utf-8")
+        name = f"{result['benchmark']}{picture.suffix}.svg"
+        (folder / name).write_text(svg, encoding="utf-8")
 
 
 def _bars(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> Iterator[chart.Bar]:
@@ -281,7 +283,9 @@ def _bars(panel: Panel, rows: Sequence[Mapping[str, Any]]) -> Iterator[chart.Bar
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     for path in sorted(RESULTS.glob("*.json")):
-        draw(path.stem, json.loads(path.read_text(encoding="utf-8")), folder)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem == result["benchmark"]:
+            draw(result, folder)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ def row(name: str, line: str, peer: str = OURS) -> dict[str, Any]:
     return found
 
 
+def labelled(name: str) -> list[str]:
+    """The results of a benchmark on each Python; that of 3.11 has no label."""
+    return [name if python == "3.11" else f"{name}-py{python}" for python in PYTHONS]
+
+
 def median(name: str, line: str, peer: str = OURS, form: str = ".0f") -> str:
     return format(row(name, line, peer)["median"], form)
 
@@ -56,10 +61,13 @@ def span(names: list[str], lines: list[str], form: str = ".2f") -> str:
 def best_peer() -> str:
     """The least and the greatest ratio to the best peer of a line."""
     ratios = []
-    for line in DURABLE:
-        peers = [r for r in result("durable")["rows"] if r["line"] == line]
-        best = min(r["median"] for r in peers if r["name"] not in (OURS, "raw INSERT (the limit)"))
-        ratios.append(row("durable", line)["median"] / best)
+    for name in labelled("durable"):
+        for line in DURABLE:
+            peers = [r for r in result(name)["rows"] if r["line"] == line]
+            best = min(
+                r["median"] for r in peers if r["name"] not in (OURS, "raw INSERT (the limit)")
+            )
+            ratios.append(row(name, line)["median"] / best)
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
@@ -67,7 +75,7 @@ CALLS = ["long turns: LLM calls", "short turns: LLM calls"]
 SPEED = "{} waiting: turns a second"
 MEMORY = "{} waiting: memory above the imports, MB"
 BUSY = "300 chats: shutting down after a turn of each, s"
-SUBMIT = ["submit", "submit-py3.9", "submit-py3.13"]
+PYTHONS = ["3.9", "3.11", "3.12", "3.14"]
 DURABLE = [
     f"FULL, {size}, {pace}, p50" for size in ("1 KiB", "100 KiB") for pace in ("tight", "paced")
 ]
@@ -130,6 +138,16 @@ def costs() -> list[str]:
     return rows
 
 
+def pythons() -> list[str]:
+    """Rows of the table of ratios on all Pythons."""
+    rows = []
+    for name in ("submit", "submit-many", "durable", "crowd"):
+        for line in dict.fromkeys(r["line"] for r in result(name)["rows"]):
+            ratios = [format(row(one, line)["ratio"], ".2f") for one in labelled(name)]
+            rows.append(f"| {line} | {' | '.join(ratios)} |")
+    return rows
+
+
 def sentences() -> dict[str, list[str]]:
     """What each document must say."""
     ours, theirs = (
@@ -168,8 +186,8 @@ def sentences() -> dict[str, list[str]]:
                 f" {median('gateway', BUSY, form='.1f')} s, for {median('gateway', BUSY, BUNDLED)}:"
             ),
             (
-                f"Handing over a job takes {span(SUBMIT, ['tight, p50', 'paced, p50'])} of what it takes"
-                " `ThreadPoolExecutor(1)` (medians, on three Pythons;"
+                f"Handing over a job takes {span(labelled('submit'), ['tight, p50', 'paced, p50'])} of what it takes"
+                " `ThreadPoolExecutor(1)` (medians, on four Pythons;"
             ),
             (
                 "a program that imports us and does nothing ends after"
@@ -177,13 +195,14 @@ def sentences() -> dict[str, list[str]]:
             ),
             (
                 "a turn of 1 or of 100 KiB is safe on disk in"
-                f" {span(['durable'], DURABLE)} of the time of a raw `INSERT` (medians;"
+                f" {span(labelled('durable'), DURABLE)} of the time of a raw `INSERT` (medians;"
             ),
         ],
         "benchmarks/README.md": [
             *costs(),
+            *pythons(),
             (
-                f"It is {span(['durable'], DURABLE)} times, as the disk has it in that minute, and"
+                f"It is {span(labelled('durable'), DURABLE)} times, as the disk has it in that minute, and"
                 f" {best_peer()} times the best peer of each line."
             ),
         ],

@@ -141,18 +141,19 @@ class Outbox(OutboxReader):
         In the statement, the ``ids`` first of these follow the columns of ``row``.
         """
         known: list[tuple[int, int]] = []
-        more = f", ({', '.join('?' * (len(row) + ids))})" * (len(sources) - 1)
+        if len(sources) > 1:
+            sql += f", ({', '.join('?' * (len(row) + ids))})" * (len(sources) - 1)
 
         def insert() -> int:
             nonlocal known
             self._check_room(size, len(sources))
             known = self._sources(sources)
             values = [value for one in known for value in (*row, *one[:ids])]
-            inserted = self._db.execute(sql + more, values).lastrowid
+            inserted = self._db.execute(sql, values).lastrowid
             self._db.bytes += size * len(sources)
             return inserted  # type: ignore[return-value]  # an INSERT sets it
 
-        self._db.write(insert, table, single=self._db.known.keys() >= set(sources))
+        self._db.write(insert, table, single=all(map(self._db.known.__contains__, sources)))
         return known
 
     def _check_room(self, size: int, copies: int) -> None:

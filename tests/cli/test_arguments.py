@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_the_way_of_a_turn(cli: Cli, tmp_path: Path) -> None:
     """Turns wait while the server is down, are shown, are delivered by flush, and are stored once."""
     server = ServingProcess(tmp_path / "server")

@@ -17,6 +17,7 @@ from hindsight_exec.outbox.store import Outbox
 ODD = '"quoted", \\ and\n\tü🎈 '
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
 def test_an_old_folder(server: Serving, state: Path, write: Any, version: int) -> None:

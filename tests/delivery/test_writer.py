@@ -256,6 +256,7 @@ def test_writers_leave_their_turns_to_the_last(write: Any) -> None:
     assert len(retains) <= 3  # what went before the others ended, those, and the last
 
 
+@pytest.mark.slow
 def test_close_is_idempotent_and_late_turns_are_kept(
     server: Serving, write: Any, state: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_close_waits_for_completion_if_told(server: Serving, write: Any) -> None
     assert writer.counters().completed == 1
 
 
+@pytest.mark.slow
 def test_close_waits_for_no_question(write: Any, state: Path) -> None:
     """Once all is accepted, a server that takes its time to say whether it is done is not waited for."""
     asked, goes_on = threading.Event(), threading.Event()
@@ -409,6 +411,7 @@ def test_a_worker_that_ends_late(
     eventually(lambda: stored(server.url) == {"s": texts([1])})
 
 
+@pytest.mark.slow
 def test_a_wrong_key_keeps_everything(write: Any, state: Path, caplog: Any) -> None:
     """A key that is refused stops the sending and says so; the right one brings all in."""
     serving = Serving(api_key="right")
@@ -487,6 +490,7 @@ def test_a_key_that_no_header_can_carry_keeps_everything(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_deliver_all_waits_for_a_file_that_takes_long_to_open(
     server: Serving, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -775,6 +779,7 @@ def test_a_server_that_is_down_at_exit(run: Any, state: Path, server: Serving) -
         serving.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_at_exit(run: Any, state: Path) -> None:
     """Exit is bounded, cancels what hangs, and says what waits."""
     with ScriptedServer(hang) as hanging:

@@ -88,6 +88,7 @@ def test_on_deadline_that_hangs(run):
     assert ended.err == "stuck: drain_timeout (0.2 s) expired; 1 job abandoned\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closing", ["pass", "executor.shutdown(timeout=0.1)"])
 def test_many_jobs_are_abandoned(run, closing):
     """A queue that takes long to cancel does not hold exit, and each of its jobs is counted."""

@@ -112,6 +112,7 @@ def test_signal_handler_that_submits(run):
     assert ended == (0, "20000 True True\n", "")
 
 
+@pytest.mark.slow
 @pypy
 def test_logging_handler_that_submits(caplog):
     """The report of a failed job may be handed to the same executor, wherever the collector runs."""
@@ -179,6 +180,7 @@ def test_finalizer_on_the_worker(capfd):
     ]
 
 
+@pytest.mark.slow
 def test_finalizer_while_a_worker_enlists():
     """A finalizer that strikes a worker at its start may submit."""
     executor = DrainingExecutor(2)

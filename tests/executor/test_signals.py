@@ -110,6 +110,7 @@ def test_handler_that_was_there(start):
     assert ended.out.splitlines() == ["given", *JOBS, "handler True 0 False", "still open"]
 
 
+@pytest.mark.slow
 def test_handler_that_lets_the_process_live(start):
     """The next signal drains again."""
     child = start(

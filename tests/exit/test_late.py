@@ -47,6 +47,7 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0, pytest.param(0.3, marks=pytest.mark.soak)])
 def test_a_thread_that_lives_on_has_its_turns_delivered(
     server: Serving, state: Path, start: Any, pause: float
@@ -141,6 +142,7 @@ begun.wait()
     assert stored(server.url) == {"s": texts([0, 1])}
 
 
+@pytest.mark.slow
 def test_exit_waits_for_no_thread_that_never_pauses(server: Serving, state: Path, run: Any) -> None:
     """A daemon thread that gives turns without end is waited for within the bound only."""
     ended = run(
@@ -193,6 +195,7 @@ atexit.register(late)
     assert stored(server.url) == {"s": texts(["first", *range(50)])}
 
 
+@pytest.mark.slow
 def test_a_worker_that_exit_overtakes_says_nothing(server: Serving, state: Path, run: Any) -> None:
     """A worker that is about to send when the loop has closed leaves the turn on disk, quietly."""
     ended = run(

@@ -78,6 +78,7 @@ def test_what_is_no_secret(text):
     assert redact(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit", ["a", "a:", "://a:", "password", "-----BEGIN PRIVATE KEY-----", "eyJa."]
 )

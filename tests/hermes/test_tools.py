@@ -83,6 +83,7 @@ def test_retaining_and_waiting_for_it(make, hindsight):
     assert [item["content"] for item in hindsight.items()] == ["kept"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "status, says", [(422, "dead list"), (401, "API key"), (503, "has not processed it")]
 )

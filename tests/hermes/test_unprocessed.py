@@ -87,6 +87,7 @@ def test_the_server_is_down(make, hindsight):
     hindsight.start()
 
 
+@pytest.mark.slow
 def test_the_server_is_slow(make, hindsight):
     """With a server that does not answer in time what is on disk is shown."""
     make("a").sync_turn(FACT, "ok")

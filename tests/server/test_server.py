@@ -356,6 +356,7 @@ def test_an_unknown_operation(api: Api) -> None:
     assert api.post("b/operations/x/retry").status == 400
 
 
+@pytest.mark.slow
 def test_a_pending_operation_cannot_be_retried() -> None:
     """With a latency an operation can be seen pending; a retry is 409 then, and when completed."""
     with serving(latency=0.3) as api:
@@ -792,6 +793,7 @@ def test_sanitize_goes_through_everything() -> None:
 # -- large bodies ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("later", [True, False])
 def test_a_large_message_does_not_stop_the_server(
     later: bool, monkeypatch: pytest.MonkeyPatch
