@@ -5,18 +5,23 @@ was away; the clock runs from the start of the delivery to the server's last ans
 provider keeps its turns in memory and sends one a request, so it is given few and hurries at once:
 it is its rate that counts.  How busy the server was is measured, too: where it is busy all the
 time, a faster one would have got more.
+
+Where ``HINDSIGHT_API_PYTHON`` names one, ours is measured with a real server, too: until it has
+accepted everything, with no worker that processes it beside.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from .delivery_child import BANK
 from .measure import (
@@ -34,6 +39,9 @@ from .measure import (
     side_by_side,
     versions,
 )
+
+if TYPE_CHECKING:
+    from tests.hindsight.server import Hindsight
 
 WAITING = (10_000, 100_000)
 #: Turns for the bundled provider, which gives up 10 s after `shutdown()`.
@@ -85,7 +93,56 @@ def bundled(python: str, port: int) -> Figures:
     return {f"{n:,} waiting: {line}": value for n in WAITING for line, value in measured.items()}
 
 
-def run(*, rounds: int = 5) -> Result:
+def _real(hindsight: Hindsight) -> Figures:
+    figures = {}
+    for turns in WAITING:
+        port = free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            _child(sys.executable, "give", port, Path(folder), turns)
+            with hindsight.server(port=port, worker_enabled=False) as server:
+                began = time.time()
+                _child(sys.executable, "deliver", port, Path(folder), turns)
+                seconds = time.time() - began
+                # The server makes an operation of each request, and several others of that.
+                ((requests, size),) = [
+                    row.values()
+                    for row in server.sql(
+                        "SELECT count(*) FILTER (WHERE operation_type = 'batch_retain') AS requests,"
+                        " sum(length(task_payload::text)) / 1e6 AS megabytes FROM async_operations"
+                    )
+                ]
+        line = f"{turns:,} waiting"
+        figures[f"{line}: s"] = seconds
+        figures[f"{line}: {RATE}"] = turns / seconds
+        figures[f"{line}: requests"] = float(requests)
+        figures[f"{line}: MB queued by the server"] = float(size)
+    return figures
+
+
+def run_real(*, rounds: int = 5) -> Result:
+    from tests.hindsight.server import Hindsight
+
+    with Hindsight() as hindsight:
+        taken = {OURS: [_real(hindsight) for _ in range(rounds)]}
+    return Result(
+        "delivery-real",
+        "Turns that wait are accepted by a real server",
+        "turns a second and other figures",
+        "",
+        rows(taken, ""),
+        rounds=rounds,
+        versions=versions(),
+    )
+
+
+def run(*, rounds: int = 5) -> list[Result]:
+    results = [_run(rounds=rounds)]
+    if os.environ.get("HINDSIGHT_API_PYTHON"):
+        results.append(run_real(rounds=rounds))
+    return results
+
+
+def _run(*, rounds: int) -> Result:
     port = free_port()
     with contextlib.ExitStack() as stack:
         filled = {}
