@@ -48,6 +48,9 @@ def install(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(scheduler.show(command, args.every))
         return OK
+    before = _read(file).get("scheduler")
+    if before not in (None, scheduler.name):
+        schedulers.choose(before).uninstall()  # else both would run it
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {"every": args.every, "state": state, "environment": environment}
     _write(file, {**kept, "scheduler": scheduler.name})

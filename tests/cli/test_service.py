@@ -155,6 +155,16 @@ def test_systemd(shell: Cli, secured: Serving) -> None:
     assert list(units.iterdir()) == []
 
 
+def test_another_scheduler_takes_over(shell: Cli) -> None:
+    """Only the scheduler that was chosen last runs it."""
+    units = Path(shell.environ["HOME"]) / ".config" / "systemd" / "user"
+    table = Path(shell.environ["TABLE"])
+    for name in ("systemd", "cron", "systemd"):
+        assert shell("service", "install", "--scheduler", name).status == 0
+        has_line = table.exists() and "hindsight-exec service" in table.read_text()
+        assert (any(units.iterdir()), has_line) == (name == "systemd", name == "cron")
+
+
 def test_names_that_schedulers_would_read(shell: Cli, tmp_path: Path) -> None:
     """Paths with spaces, percent signs, quotes and dollars reach the program as they are."""
     place = tmp_path / "a b%c'd$HOME\"e"
