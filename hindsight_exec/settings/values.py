@@ -172,7 +172,7 @@ def _list(value: Any, item: Field[Any]) -> Tuple[str, ...]:
 def _folders(value: Any, item: Field[Any]) -> Tuple[str, ...]:
     try:
         found = tuple(Path(one).expanduser() for one in _list(value, item))
-    except RuntimeError:  # there is no such user
+    except (KeyError, RuntimeError):  # no such user, or no home (KeyError: on 3.9)
         found = (Path(),)
     if not all(path.is_absolute() for path in found):
         raise WrongValue("a list of absolute folders")

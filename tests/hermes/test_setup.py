@@ -311,15 +311,20 @@ def test_nameless_user_without_home(run):
     ended = run(
         """
         import os
-        from hindsight_exec import Settings
+        from hindsight_exec import ConfigError, Settings
         from hindsight_exec.hermes import HindsightMemoryProvider, embedded
         provider = HindsightMemoryProvider()
         os.environ.pop("HOME", None)
         os.setuid(54321)
         say(provider.backup_paths(), repr(embedded.address(Settings(mode="local_embedded"))))
+        try:
+            Settings(trusted_project_dirs=("~/src",))
+        except ConfigError as error:
+            say(error)
         """
     )
-    assert ended == (0, "[] ''\n", "")
+    said = "invalid trusted_project_dirs ('~/src',): it must be a list of absolute folders"
+    assert ended == (0, f"[] ''\n{said}\n", "")
 
 
 def test_inspection_starts_nothing(provider, home, hindsight):
