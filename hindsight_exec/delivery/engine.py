@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Callable, Iterator, Optional, TypeVar
 
 from hindsight_exec.client.loop import background_loop
@@ -22,6 +21,7 @@ from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import DrainingExecutor
 from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.weak import WeakObjects
 from hindsight_exec.outbox.forks import is_inside as is_inside_outbox
 from hindsight_exec.outbox.store import Outbox
 from hindsight_exec.settings.credentials import resolve_credential
@@ -77,8 +77,8 @@ class Engine:
         self.settings = settings
         self.pid = os.getpid()
         # Weak: some hosts drop writers without closing them.
-        self.handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-        self.listeners: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self.handles = WeakObjects()
+        self.listeners = WeakObjects()
         self.closed = False
         self.delivery = Delivery(
             lease=self._lease,
@@ -205,9 +205,7 @@ class Engine:
         return self.intake.own()
 
     def _notify(self, text: str) -> None:
-        with self.lock:
-            listeners = list(self.listeners)
-        for listener in listeners:
+        for listener in self.listeners.all():
             if listener.on_trouble is not None:
                 try:
                     listener.on_trouble(text)

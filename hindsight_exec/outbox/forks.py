@@ -33,13 +33,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.executor import process
 from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.weak import WeakObjects
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,20 +48,11 @@ if TYPE_CHECKING:
 FORK_WAIT = 5.0
 
 
-class Database(Protocol):
-    """What a fork has to know about a database."""
-
-    lock: threading.Lock
-
-    def used_by_this_thread(self) -> bool: ...
-
-    def disown(self) -> object: ...
-
-
 class Process:
     """The databases and the lock files that one process has open.
 
     Attributes:
+        databases: Those of :mod:`.sqlite`.
         lock: Held while something is opened or closed. The lock of a database
             may be taken inside it, never the other way round.
         unsafe: A thread of the parent was inside SQLite when it forked.
@@ -71,7 +62,7 @@ class Process:
         self.unsafe = unsafe
         # Re-entrant: a finalizer that runs under it may open a file, too.
         self.lock = threading.RLock()
-        self.databases: weakref.WeakSet[Database] = weakref.WeakSet()
+        self.databases = WeakObjects()
         self._descriptors: dict[int, os.stat_result] = {}
 
     def check(self) -> None:
@@ -126,7 +117,7 @@ def _renew() -> None:
     global _process
     parent = _process
     parent.close_inherited()
-    _inherited.append([database.disown() for database in parent.databases])
+    _inherited.append([database.disown() for database in parent.databases.all()])
     # Without a hook before the fork nobody can tell: uWSGI runs none, or with
     # py-call-osafterfork those of the child only.
     _process = Process(unsafe=not getattr(_forking, "complete", True))
@@ -136,7 +127,7 @@ def is_inside() -> bool:
     """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
     process = this_process()
     return holds(process.lock) or any(
-        database.used_by_this_thread() for database in list(process.databases)
+        database.used_by_this_thread() for database in process.databases.all()
     )
 
 
@@ -149,7 +140,7 @@ def _before_fork() -> None:
     if not own.lock.acquire(timeout=FORK_WAIT):
         return
     held.append(own.lock)
-    for database in list(own.databases):
+    for database in own.databases.all():
         if database.used_by_this_thread():
             continue  # a signal handler or a finalizer forks, between two statements
         if not database.lock.acquire(timeout=max(0.0, deadline - now())):
