@@ -144,7 +144,7 @@ def pythons() -> list[str]:
     for name in ("submit", "submit-many", "durable", "crowd"):
         for line in dict.fromkeys(r["line"] for r in result(name)["rows"]):
             ratios = [format(row(one, line)["ratio"], ".2f") for one in labelled(name)]
-            rows.append(f"| {line} | {' | '.join(ratios)} |")
+            rows.append(f"| {name}: {line} | {' | '.join(ratios)} |")
     return rows
 
 
