@@ -148,6 +148,18 @@ def pythons() -> list[str]:
     return rows
 
 
+def real_server() -> list[str]:
+    """Rows of the table of what a real server accepts."""
+    parts = (("s", ".1f"), ("turns a second", ".0f"), ("requests", ".0f"))
+    rows = []
+    for turns in ("10,000", "100,000"):
+        figures = [
+            median("delivery-real", f"{turns} waiting: {line}", form=form) for line, form in parts
+        ]
+        rows.append(f"| {turns.replace(',', ' ')} | {' | '.join(figures)} |")
+    return rows
+
+
 def sentences() -> dict[str, list[str]]:
     """What each document must say."""
     ours, theirs = (
@@ -201,6 +213,7 @@ def sentences() -> dict[str, list[str]]:
         "benchmarks/README.md": [
             *costs(),
             *pythons(),
+            *real_server(),
             (
                 f"It is {span(labelled('durable'), DURABLE)} times, as the disk has it in that minute, and"
                 f" {best_peer()} times the best peer of each line."
