@@ -84,8 +84,7 @@ def leave(engine: Engine, handle: Handle, timeout: float) -> None:
             del _engines[engine.folder]
     if is_last:
         engine.shut(timeout)
-    with engine.lock:
-        engine.listeners.discard(handle)  # it hears of trouble until here
+    engine.listeners.discard(handle)  # it hears of trouble until here
 
 
 def _settle_all() -> None:
