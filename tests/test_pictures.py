@@ -48,7 +48,7 @@ def test_the_pictures_are_current(tmp_path: Path) -> None:
         [sys.executable, "-m", "benchmarks.pictures", str(tmp_path)], cwd=ROOT, check=True
     )
     drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert len(drawn) > 15
+    assert len(drawn) >= 20
     assert drawn == {path.name: path.read_text(encoding="utf-8") for path in RESULTS.glob("*.svg")}
 
 

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Iterator
 
@@ -111,7 +112,9 @@ def test_cron(shell: Cli, secured: Serving) -> None:
 
     minutes, command = line.split(" ", 5)[0], line.split(" ", 5)[5]
     assert minutes == "*/5"
+    began = time.time()
     assert run_as_cron(shell, command) == 0
+    assert began <= shell("service", "status", "--json").json["last_at"] <= time.time()
     assert stored(secured.url, key=KEY) == {"s": texts(range(3))}
     done = shell("service", "status")
     assert done.status == 0
