@@ -104,18 +104,15 @@ def _real(hindsight: Hindsight) -> Figures:
                 _child(sys.executable, "deliver", port, Path(folder), turns)
                 seconds = time.time() - began
                 # The server makes an operation of each request, and several others of that.
-                ((requests, size),) = [
-                    row.values()
-                    for row in server.sql(
-                        "SELECT count(*) FILTER (WHERE operation_type = 'batch_retain') AS requests,"
-                        " sum(length(task_payload::text)) / 1e6 AS megabytes FROM async_operations"
-                    )
-                ]
+                (made,) = server.sql(
+                    "SELECT count(*) FILTER (WHERE operation_type = 'batch_retain') AS requests,"
+                    " sum(length(task_payload::text)) / 1e6 AS megabytes FROM async_operations"
+                )
         line = f"{turns:,} waiting"
         figures[f"{line}: s"] = seconds
         figures[f"{line}: {RATE}"] = turns / seconds
-        figures[f"{line}: requests"] = float(requests)
-        figures[f"{line}: MB queued by the server"] = float(size)
+        figures[f"{line}: requests"] = float(made["requests"])
+        figures[f"{line}: MB queued by the server"] = float(made["megabytes"])
     return figures
 
 
