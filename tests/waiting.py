@@ -6,11 +6,17 @@ import time
 from typing import Any, Callable
 
 
-def eventually(check: Callable[[], Any], *, seconds: float = 60.0, pause: float = 0.02) -> Any:
-    """Return the first true value of ``check()``; fail with the last one when none comes."""
+def eventually(
+    check: Callable[[], Any], what: str = "", *, seconds: float = 60.0, pause: float = 0.02
+) -> Any:
+    """Return the first true value of ``check()``; fail with the last one when none comes.
+
+    ``what`` says then what did not come.
+    """
     deadline = time.monotonic() + seconds
     while not (value := check()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s; the last value was {value!r}")
+            about = f"{what}: " if what else ""
+            raise AssertionError(f"{about}not within {seconds:g} s; the last value was {value!r}")
         time.sleep(pause)
     return value

@@ -23,7 +23,7 @@ from children import Process
 
 from .llm import REPLY, FakeLLM
 from .managed import Checkout
-from .recording import LIMIT, configure
+from .recording import configure, until
 
 
 class Hermes(NamedTuple):
@@ -205,14 +205,6 @@ telemetry:  # else 0.22 asks before its first chat
                 for table in ("turns", "documents"):
                     count += database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         return count
-
-
-def until(condition, what: str) -> None:
-    """Waits for something that only polling can tell."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 class Terminal:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 import threading
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
+from waiting import eventually
 
 from hindsight_exec.server import create_app
 
@@ -223,12 +224,8 @@ class Hindsight:
         return await handler(request)
 
 
-def until(condition: Any, what: str = "it never happened") -> None:
-    """Waits for something that only polling can tell."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+#: Waits for something that only polling can tell.
+until = partial(eventually, seconds=LIMIT)
 
 
 def configure(home: Path, **values: Any) -> None:

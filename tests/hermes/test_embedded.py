@@ -16,7 +16,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from hindsight_exec.hermes import HindsightMemoryProvider, checks, connection, e
 from hindsight_exec.settings.credentials import resolve_credential
 from hindsight_exec.settings.dotenv import set_variables
 
-from .recording import LIMIT, configure
+from .recording import LIMIT, configure, until
 from .test_history import History
 
 pytestmark = pytest.mark.slow
@@ -134,13 +133,6 @@ class Daemon:
     def kill(self) -> None:
         with contextlib.suppress(OSError):
             os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
-
-
-def until(condition) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
@@ -20,7 +19,7 @@ from hindsight_exec.hermes import HindsightMemoryProvider, embedded, host
 from hindsight_exec.settings.config import configurable
 from hindsight_exec.settings.dotenv import EMBED, read_variables
 
-from .recording import LIMIT, Hindsight, configure
+from .recording import LIMIT, Hindsight, configure, until
 
 NAMES = ("alpha", "omega")
 
@@ -253,10 +252,3 @@ def test_daemons(
                 os.kill(int((stand_in / name / "pid").read_text()), signal.SIGKILL)
     for name in NAMES:
         assert f"{name}-llm_api_key" not in caplog.text
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
