@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from children import Child, Ended
+from waiting import collect
 
 # `python -m pytest` puts the folder of the sources in front of the standard library. Tests are
 # about what is installed, as they are with `pytest`: the processes that they start see no other.
@@ -42,3 +43,11 @@ def run(start: Any) -> Any:
         return start(program, *args, **variables).end()
 
     return run
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the test itself logs: failed jobs that earlier tests dropped are reported before."""
+    collect()
+    caplog.clear()
+    return caplog

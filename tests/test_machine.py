@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-import gc
+import itertools
 import json
 import logging
 import os
@@ -35,12 +35,13 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from waiting import collect
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 from hindsight_exec.conversation import turns
 from hindsight_exec.conversation.turns import Source, Turn
 from hindsight_exec.errors import OutboxFull
-from hindsight_exec.executor import waiting
+from hindsight_exec.executor.waiting import acquire
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox import store as outbox_room
 from hindsight_exec.outbox.salvage import salvage
@@ -59,6 +60,8 @@ SETTINGS = settings(
 )
 FOR_LONG = settings(SETTINGS, max_examples=200, stateful_step_count=50)
 
+
+numbers = itertools.count(1000)  # of equal length: no name is in another one
 
 # --- the executor -------------------------------------------------------------
 
@@ -88,16 +91,20 @@ class Executor(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.made = 0
+        self.name = ""
         self.logged: list[str] = []
         self.handler = logging.Handler()
-        self.handler.emit = lambda record: self.logged.append(record.getMessage())
+        self.handler.emit = self.note
         logging.getLogger("hindsight_exec").addHandler(self.handler)
+
+    def note(self, record: logging.LogRecord) -> None:
+        # What earlier tests left to the collector may be reported here.
+        if self.name and self.name in record.getMessage():
+            self.logged.append(record.getMessage())
 
     @initialize(workers=st.sampled_from([1, 1, 2, 3]), releases=st.booleans())
     def begin(self, workers: int, releases: bool) -> None:
-        self.made += 1
-        self.name = f"machine{self.made}"
+        self.name = f"machine {next(numbers)}"
         self.workers = workers
         self.releases = releases  # by on_deadline, which else is not given
         self.executor: Optional[DrainingExecutor] = DrainingExecutor(
@@ -305,7 +312,7 @@ class Executor(RuleBasedStateMachine):
         while True:
             frame = sys._current_frames().get(thread.ident)
             assert frame is not None
-            if frame.f_code is waiting.acquire.__code__:
+            if frame.f_code is acquire.__code__:
                 return thread
 
     @precondition(lambda self: self.executor is not None and self.pending)
@@ -314,9 +321,7 @@ class Executor(RuleBasedStateMachine):
         """Nobody holds the executor any more; what it accepted goes on."""
         gone = weakref.ref(self.executor)
         self.executor = None
-        for _ in range(3):  # PyPy needs more than one
-            if gone() is not None:
-                gc.collect()
+        collect()
         assert gone() is None
 
     @precondition(lambda self: hasattr(os, "fork") and self.jobs and self.forks < 3)
@@ -423,7 +428,7 @@ class Executor(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.made:
+            if self.name:
                 self.finish()
         finally:
             logging.getLogger("hindsight_exec").removeHandler(self.handler)

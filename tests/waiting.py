@@ -1,7 +1,8 @@
-"""Waiting for what another thread or process brings about."""
+"""Waiting for what another thread, another process or the collector brings about."""
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any, Callable
 
@@ -20,3 +21,9 @@ def eventually(
             raise AssertionError(f"{about}not within {seconds:g} s; the last value was {value!r}")
         time.sleep(pause)
     return value
+
+
+def collect() -> None:
+    """Collect all that nobody refers to."""
+    for _ in range(3):  # PyPy needs more than one
+        gc.collect()

@@ -18,6 +18,7 @@ from typing import Any, Callable
 
 import pytest
 from interrupting import Strike
+from waiting import collect
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 
@@ -36,14 +37,6 @@ def make() -> Iterator[Callable[..., DrainingExecutor]]:
     yield make
     for executor in made:
         executor.shutdown(timeout=LIMIT)
-
-
-@pytest.fixture
-def caplog(caplog):
-    """What is logged from here on: PyPy collects what earlier tests dropped when it likes."""
-    collect()
-    caplog.clear()
-    return caplog
 
 
 class Gate:
@@ -67,11 +60,6 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.open()
-
-
-def collect() -> None:
-    for _ in range(3):  # PyPy needs more than one
-        gc.collect()
 
 
 # --- as the standard library's -----------------------------------------------

@@ -11,6 +11,7 @@ from typing import Callable
 
 import pytest
 from interrupting import Strike, at_each_point
+from waiting import collect
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
 
@@ -168,8 +169,7 @@ def test_finalizer_on_the_worker(capfd):
         thing = [Thing()]
         thing.append(thing)  # type: ignore[arg-type]
         del thing
-        for _ in range(3):
-            gc.collect()
+        collect()
 
     executor.submit(job).result(LIMIT)
     executor.shutdown(timeout=LIMIT)

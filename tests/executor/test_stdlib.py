@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from waiting import collect
 
 from hindsight_exec import DrainingExecutor
 
@@ -103,8 +104,6 @@ def test_unknown_options_are_refused():
 
 def test_awaited_failure_is_not_reported(caplog):
     """A failure that is awaited was looked at (3.15 reads it by a method of its own)."""
-    gc.collect()
-    caplog.clear()
     with DrainingExecutor() as executor:
 
         async def main() -> None:
@@ -155,8 +154,6 @@ def test_results_hold_no_cycle():
 
 def test_map_with_failures_reports_none_of_them(caplog):
     """Whoever stops at the first failure of a map does not hear of the others."""
-    gc.collect()
-    caplog.clear()
     gate = threading.Event()
 
     def fail(number: int) -> None:
@@ -174,12 +171,9 @@ def test_map_with_failures_reports_none_of_them(caplog):
 
 def test_map_that_nobody_reads_reports_failures(caplog):
     """Where nobody asks for a result of a map, each failure is reported."""
-    gc.collect()
-    caplog.clear()
     with DrainingExecutor() as executor:
         executor.map(divmod, [1, 1], [0, 0])
-    for _ in range(3):
-        gc.collect()
+    collect()
     assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
 
 
