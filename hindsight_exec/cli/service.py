@@ -48,14 +48,15 @@ def install(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(scheduler.show(command, args.every))
         return OK
-    before = _read(file).get("scheduler")
-    if before not in (None, scheduler.name):
-        schedulers.choose(before).uninstall()  # else both would run it
+    before = _read(file).get("scheduler") or scheduler.name
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {"every": args.every, "state": state, "environment": environment}
-    _write(file, {**kept, "scheduler": scheduler.name})
+    _write(file, {**kept, "scheduler": before})
     for text in scheduler.install(command, args.every):
         note(text)
+    if before != scheduler.name:  # until here, both run it: better than none
+        schedulers.choose(before).uninstall()
+        _write(file, {**kept, "scheduler": scheduler.name})
     say(f"{scheduler.name} runs 'flush' every {duration(args.every)}")
     say(f"configuration: {file}")
     for place in places:

@@ -169,6 +169,17 @@ def test_another_scheduler_takes_over(shell: Cli) -> None:
         assert (any(units.iterdir()), has_line) == (name == "systemd", name == "cron")
 
 
+def test_the_first_scheduler_stays_until_another_has_taken_over(shell: Cli) -> None:
+    """Where the other one cannot be registered, the runs go on as before."""
+    assert shell("service", "install", "--scheduler", "systemd").status == 0
+    shell.environ["TABLE"] = str(shell.folder / "missing" / "table")
+    assert shell("service", "install", "--scheduler", "cron").status != 0
+    units = Path(shell.environ["HOME"]) / ".config" / "systemd" / "user"
+    assert len([*units.iterdir()]) == 2
+    done = shell("service", "status")
+    assert (done.status, done.out.split()[:2]) == (0, ["ok:", "systemd"])
+
+
 def test_names_that_schedulers_would_read(shell: Cli, tmp_path: Path) -> None:
     """Paths with spaces, percent signs, quotes and dollars reach the program as they are."""
     place = tmp_path / "a b%c'd$HOME\"e"
