@@ -178,6 +178,14 @@ def seconds(value: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+def interval(value: str) -> float:
+    """The type of an argument that is a time span of a minute or more."""
+    found = seconds(value)
+    if found < 60:
+        raise argparse.ArgumentTypeError(f"invalid value {value!r} (expected 1min or more)")
+    return found
+
+
 def date(text: str) -> float:
     """The type of an argument that is a date, as POSIX time."""
     try:

@@ -77,7 +77,7 @@ def _list(args: argparse.Namespace, none: str, states: tuple[str, ...]) -> int:
 
 
 def outbox_show(args: argparse.Namespace) -> int:
-    entry = _named(args.id, list(entries(folders(args.state))))
+    entry = _named(args.id, list(entries(folders(args.state))), "outbox list")
     if args.json:
         say_json({**entry.row, "id": entry.name})
         return OK
@@ -145,7 +145,7 @@ def _change_dead(
         raise ConfigError(f"name dead letters (see '{advice('dead list')}'), or use --all")
     found = [entry for entry in entries(folders(args.state)) if entry.row["state"] == "dead"]
     numbers: dict[Path, list[int]] = {}
-    for entry in found if args.all else [_named(name, found) for name in args.ids]:
+    for entry in found if args.all else [_named(name, found, "dead list") for name in args.ids]:
         numbers.setdefault(entry.path, []).append(int(entry.row["id"]))
     return _change_owned(numbers, lambda path, outbox: change(outbox, numbers[path]))
 
@@ -196,10 +196,10 @@ def _report(
     return UNDONE if problems else OK
 
 
-def _named(name: str, found: list[Entry]) -> Entry:
+def _named(name: str, found: list[Entry], command: str) -> Entry:
     with contextlib.suppress(StopIteration):
         return next(entry for entry in found if entry.name == name)
-    raise ConfigError(f"no entry {name!r}; run '{advice('outbox list')}' to see the ids")
+    raise ConfigError(f"no entry {name!r}; run '{advice(command)}' to see the ids")
 
 
 def _messages(content: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Iterator
 from hindsight_exec.client.urls import EMBEDDED_URL
 from hindsight_exec.errors import ConfigError, OutboxError
 from hindsight_exec.hermes.checks import Check, server_checks
-from hindsight_exec.hermes.eviction import eviction
+from hindsight_exec.hermes.eviction import eviction, other_provider
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 from hindsight_exec.settings.config import Settings
@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         places = []
         checks.append(Check("state directory", "failed", str(error), "name another"))
     checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args), *_service()]
-    checks += filter(None, (eviction(place.parent.parent) for place in places))  # Hermes' folder
+    homes = [place.parent.parent for place in places]  # Hermes' folder is one of them
+    checks += filter(None, (eviction(home) or other_provider(home) for home in homes))
+    checks = list(dict.fromkeys(checks))  # two directories may have the same trouble
     if args.json:
         say_json([asdict(check) for check in checks])
     else:
@@ -129,7 +131,10 @@ def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
             yield Check(name, "ok", str(settings.source or "environment and arguments"))
             yield from server_checks(settings)
     if not found:
-        remedy = "set HINDSIGHT_API_URL (and HINDSIGHT_API_KEY), or use --url"
+        remedy = (
+            "in Hermes, run 'hermes memory setup hindsight_exec'; elsewhere set HINDSIGHT_API_URL"
+            " (and HINDSIGHT_API_KEY), or use --url"
+        )
         yield Check(name, "warning", "no server is configured", remedy)
     for place in places:
         yield from _waiting_for(place, asked)

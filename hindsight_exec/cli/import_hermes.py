@@ -86,6 +86,8 @@ class _Plan:
 
 def run(args: argparse.Namespace) -> int:
     home = absolute(args.home) if args.home else default_hermes_home(os.environ)
+    if not home.is_dir():
+        raise ConfigError(f"no folder {home}; name Hermes' folder by --home")
     settings = host.load_settings(home)
     if settings.unusable or not settings.configured:
         remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"

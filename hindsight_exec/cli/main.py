@@ -65,6 +65,9 @@ def _run(argv: list[str], program: str) -> int:
         return end.status if isinstance(end, Interrupted) else Interrupted().status
     except BrokenPipeError:
         return UNDONE
+    except ModuleNotFoundError as error:  # installed without its dependencies
+        note(f"{error}; run '{sys.executable} -m pip install {error.name}'")
+        return UNDONE
     except (HindsightExecError, OSError) as error:
         note(str(error))
         return _status(error)

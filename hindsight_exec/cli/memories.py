@@ -167,6 +167,6 @@ def _said_at(document: dict[str, Any]) -> datetime:
         at = parse_iso(str(document.get("created_at"))).astimezone()
     with contextlib.suppress(ValueError, OverflowError, OSError):
         name = uuid.UUID(document["id"].rpartition("/")[2])
-        if name.version == 7:
+        if name.version == 7 and name.int >> 80:  # 0 is a transcript's without timestamps
             at = datetime.fromtimestamp((name.int >> 80) / 1000, timezone.utc).astimezone()
     return at

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from hindsight_exec import __version__
 
-from .arguments import Parser, add_command, date, flag, folder, number, option, seconds, text
+from .arguments import (
+    Parser,
+    add_command,
+    date,
+    flag,
+    folder,
+    interval,
+    number,
+    option,
+    seconds,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +139,7 @@ def _add_serve(commands: Commands) -> None:
     add_command(commands, "serve", "serve:run", "run the embedded server",
         [option("--host", "address to listen on (default 127.0.0.1)", default="127.0.0.1"),
          option("--port", "port (default 8888); 0 takes a free one", type=number(int, 0, 65535), default=8888),
-         [option("--data", "data directory", type=folder, metavar="DIR"),
+         [option("--data", "data directory (default: server, in the state directory)", type=folder, metavar="DIR"),
           flag("--memory", "keep the data in memory only")],
          option("--api-key", "require this key in every request", metavar="KEY"),
          option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
@@ -144,7 +155,7 @@ def _add_import(commands: Commands) -> None:
     sources = group.add_subparsers(metavar="SOURCE")
     add_command(sources, "hermes", "import_hermes:run", "retain past sessions of Hermes, each once",
         [*(*_COMMON, _PATIENCE),
-         option("--home", "Hermes' folder (default: HERMES_HOME)", type=folder, metavar="DIR"),
+         option("--home", "Hermes' folder (default: HERMES_HOME, else ~/.hermes)", type=folder, metavar="DIR"),
          option("--session", "import this session; may be repeated", type=text, metavar="ID", action="append"),
          option("--since", "import sessions used since DATE (ISO 8601)", type=date, metavar="DATE"),
          flag("--dry-run", "show the plan and stop"),
@@ -161,15 +172,15 @@ def _add_status_and_flush(commands: Commands) -> None:
          option("--watch", "refresh every SECONDS (default 2), until Ctrl-C",
                 type=number(float, 0.1), nargs="?", const=2.0, metavar="SECONDS"),
          flag("--check", "exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable"),
-         option("--max-age", "for --check: 90s, 15min, 1h, 2d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
+         option("--max-age", "for --check: longest wait, such as 90s, 15min or 1d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
          flag("--prometheus", "print metrics in Prometheus' text format")],
-        "Waiting turns are on disk and not yet with the server. The server is processing accepted"
-        " ones, and refused dead ones.",
+        "Waiting turns are on disk and not yet with the server. Accepted turns are being processed"
+        " by the server. Dead turns were refused, or their processing failed.",
         examples=["status", "status --watch", "status --json | jq .waiting", "status --check --max-age 15min"])
     add_command(commands, "flush", "flush:run", "deliver the turns that ended processes left",
         [*_COMMON, _timeout("wait for SECONDS at most")],
-        "Suits timers: see 'service install'. The exit status is 0 when nothing is left to deliver; what"
-        " a running process holds, that process delivers.",
+        "Suitable for timers: see 'service install'. The exit status is 0 when nothing is left to"
+        " deliver; turns that a running process holds are left to it.",
         examples=["flush", "flush --timeout 600"])
 
 
@@ -181,7 +192,7 @@ def _add_service(commands: Commands) -> None:
         choices=("systemd", "launchd", "cron"))
     add_command(service, "install", "service:install", "run 'flush' every few minutes",
         [_STATE,
-         option("--every", "90s, 15min, 1h, 2d (default 5min)", type=seconds, default=300.0, metavar="SPAN"),
+         option("--every", "interval, such as 15min or 2h (default 5min)", type=interval, default=300.0, metavar="SPAN"),
          flag("--dry-run", "show what would be registered"),
          scheduler],
         "Uses a systemd user timer, launchd or cron. Copies the configuration of this shell, with"

@@ -248,7 +248,7 @@ class _Retain:
             server = f"at {self._url}" if self._url else "of the embedded server"
             where = f"bank {self._settings.bank_id!r} {server}"
             held = "" if documents is None else f", which has {counted(documents, 'document')} now"
-            before = f" ({self._before} were there already)" if self._before else ""
+            before = f" ({self._before} already stored)" if self._before else ""
             if self._left_out:
                 before += f" ({self._left_out} left out by retain_skip_patterns or retain_roles)"
             say(

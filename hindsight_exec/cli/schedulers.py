@@ -131,8 +131,19 @@ class Cron:
         return shutil.which("crontab") is not None
 
     def show(self, command: Sequence[str], every: float) -> str:
-        minutes = max(1, round(every / 60))
-        when = f"*/{minutes} * * * *" if minutes < 60 else f"0 */{min(23, minutes // 60)} * * *"
+        minutes = every / 60
+        hours = minutes / 60
+        if minutes in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30):
+            when = f"*/{minutes:.0f} * * * *"
+        elif hours in (1, 2, 3, 4, 6, 8, 12):
+            when = f"0 */{hours:.0f} * * *"
+        elif hours == 24:
+            when = "0 0 * * *"
+        else:
+            raise ConfigError(
+                f"cron cannot run anything every {every:g} seconds: choose an interval that divides"
+                " an hour or a day, such as 15min or 2h"
+            )
         # A percent sign ends a command of cron's. Its output would be mailed: each run notes it.
         line = " ".join(map(shlex.quote, command)).replace("%", r"\%")
         return f"{when} {line} >/dev/null 2>&1 {_MARK}"

@@ -48,7 +48,10 @@ def install(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(scheduler.show(command, args.every))
         return OK
-    before = _read(file).get("scheduler") or scheduler.name
+    known = _read(file)
+    before = known.get("scheduler") or scheduler.name
+    if known and known.get("state") != state:
+        note(f"this replaces the runs for {known['state'] or 'the default directories'}")
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {"every": args.every, "state": state, "environment": environment}
     _write(file, {**kept, "scheduler": before})

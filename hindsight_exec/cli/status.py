@@ -113,7 +113,7 @@ def _metrics(places: Sequence[Place]) -> None:
     gauges = (
         ("waiting_turns", "Turns on disk that the server does not have yet.", "waiting"),
         ("accepted_turns", "Turns that the server is processing.", "accepted"),
-        ("dead_turns", "Turns that the server refused.", "dead"),
+        ("dead_turns", "Turns that the server refused or could not process.", "dead"),
         ("outbox_bytes", "Bytes of turns on disk.", "bytes"),
     )
     for name, about, attribute in gauges:

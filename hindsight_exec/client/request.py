@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -66,7 +67,10 @@ class Request:
 
     async def send(self) -> dict[str, Any]:
         """Return the response, a JSON object, or raise a `ServerError`."""
-        import_aiohttp()
+        try:
+            import_aiohttp()
+        except ImportError as error:
+            raise self.unavailable(f"{error}: install aiohttp for {sys.executable}") from None
         import aiohttp  # noqa: PLC0415
 
         failure: ServerError

@@ -178,7 +178,8 @@ class Engine:
     # --- what the delivery asks for ---------------------------------------
 
     def _lease(self, url: str, key: str) -> Lease:
-        import_aiohttp()  # on the worker, not on the loop
+        with contextlib.suppress(ImportError):  # each request reports it
+            import_aiohttp()  # on the worker, not on the loop
         return lease(url, key, self.settings.timeout)
 
     def _key(self, credential: str, url: str) -> Optional[str]:

@@ -77,7 +77,7 @@ async def _ask(settings: Settings) -> list[Check]:
             if error.status != 404:  # the bank is made by its first retain
                 checks.append(Check("bank", "failed", str(error), "choose another bank"))
             else:
-                checks.append(Check("key", "ok", "accepted; the bank will be made"))
+                checks.append(Check("key", "ok", "accepted; the bank will be created on first use"))
         except ServerError as error:
             checks.append(Check("server", "failed", str(error), "see the server's log"))
         else:

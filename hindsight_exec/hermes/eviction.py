@@ -20,7 +20,7 @@ from .yaml_edit import disabled_plugins, provider_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["eviction"]
+__all__ = ["eviction", "other_provider"]
 
 
 def eviction(home: Path) -> Optional[Check]:
@@ -42,6 +42,19 @@ def eviction(home: Path) -> Optional[Check]:
         f" {NAME}' and 'hermes config set memory.provider {NAME}'"
     )
     return Check("provider", "failed", found, remedy)
+
+
+def other_provider(home: Path) -> Optional[Check]:
+    """Return which provider Hermes uses, where this plugin is installed and is not the one."""
+    config = home / "config.yaml"
+    try:
+        active = provider_of(read_bytes(config).decode())
+    except (ConfigError, OSError, UnicodeDecodeError):
+        return None
+    if active == NAME or not (home / "plugins" / NAME).is_dir():
+        return None
+    found = f"memory.provider is {active or 'not set'} in {config}: no turn comes here"
+    return Check("provider", "warning", found, "run 'hindsight-exec hermes install' to change it")
 
 
 def _receipts(home: Path) -> Iterator[Dict[str, Any]]:

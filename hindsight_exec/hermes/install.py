@@ -235,7 +235,7 @@ def _uninstall(home: Path) -> _Plan:
     folder = home / "plugins" / NAME
     record = _read_record(folder)
     if not record:
-        plan.notes.append(f"this command has written nothing into {folder}")
+        plan.notes.append(f"{folder} was not installed by this command")
     for name, digest in record.get("files", {}).items():
         path = folder / name
         if not path.is_file():

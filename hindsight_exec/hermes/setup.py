@@ -43,7 +43,7 @@ def missing(settings: Settings) -> str:
     if settings.mode == "local_embedded":
         return embedded.missing(settings)
     if not settings.configured:
-        return "no server is configured: run 'hermes memory setup', or set HINDSIGHT_API_KEY"
+        return "no server is configured: run 'hermes memory setup', or set HINDSIGHT_API_URL"
     return ""
 
 

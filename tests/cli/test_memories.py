@@ -52,6 +52,18 @@ def test_documents_are_listed(bank: Any, server: Serving) -> None:
     assert ids[0] in out
 
 
+def test_a_transcript_without_times(bank: Any, cli: Cli, server: Serving) -> None:
+    """Its documents count as said when they were stored."""
+    file = cli.folder / "undated.jsonl"
+    file.write_text(json.dumps({"role": "user", "content": "the door is red"}) + "\n")
+    assert cli("retain", str(file), "--url", server.url, "--bank", "b").status == 0
+    (document,) = bank("list", "--json", "--session", "undated").json
+    shown = bank("list", "--session", "undated").out
+    assert "1970" not in shown
+    assert document["id"] in shown
+    assert bank("list", "--json", "--until", "1980-01-01").json == []
+
+
 def test_memories_are_searched(bank: Any) -> None:
     """A search is the server's own recall."""
     done = bank("search", "door", "--session", "two")

@@ -30,7 +30,7 @@ def test_retained_twice(cli: Cli, server: Serving) -> None:
         assert (told["turns"], told["stored"], told["stored_before"]) == (40, 40 - before, before)
         assert stored(server.url) == {"s": said}
     done = cli("retain", "talk.jsonl", "--url", server.url, *ARGS)
-    assert "0 of 40 turns stored (40 were there already) in bank 'b'" in done.out
+    assert "0 of 40 turns stored (40 already stored) in bank 'b'" in done.out
 
 
 def test_a_transcript_that_has_grown(cli: Cli, server: Serving) -> None:
@@ -61,7 +61,7 @@ def test_secrets_are_hidden(cli: Cli, server: Serving) -> None:
     assert "password: [redacted]" in str(said)
     cli.settings(redact=False)
     done = cli("retain", "talk.jsonl", "--url", server.url, *ARGS)
-    assert "0 of 12 turns stored (12 were there already)" in done.out
+    assert "0 of 12 turns stored (12 already stored)" in done.out
     assert stored(server.url)["s"] == said
 
 

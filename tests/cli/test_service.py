@@ -169,6 +169,38 @@ def test_another_scheduler_takes_over(shell: Cli) -> None:
         assert (any(units.iterdir()), has_line) == (name == "systemd", name == "cron")
 
 
+@pytest.mark.parametrize(
+    "every, when",
+    [
+        ("1min", "*/1 * * * *"),
+        ("30min", "*/30 * * * *"),
+        ("60min", "0 */1 * * *"),
+        ("2h", "0 */2 * * *"),
+        ("1d", "0 0 * * *"),
+        *((every, "") for every in ("90s", "45min", "90min", "5h", "2d")),
+    ],
+)
+def test_intervals_that_cron_has(shell: Cli, every: str, when: str) -> None:
+    """Cron runs it as often as was asked for, or not at all."""
+    done = shell("service", "install", "--scheduler", "cron", "--every", every, "--dry-run")
+    if when:
+        assert done.out.startswith(f"{when} /")
+    else:
+        assert done.status == 2
+        assert "choose an interval that divides an hour or a day" in done.err
+
+
+def test_one_service_for_each_user(shell: Cli) -> None:
+    """Whoever installs it for another directory is told that the first one's runs end."""
+    folders = [shell.folder / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    install = ("service", "install", "--scheduler", "cron", "--state")
+    assert "replaces" not in shell(*install, str(folders[0])).err
+    assert "replaces" not in shell(*install, str(folders[0])).err
+    assert f"this replaces the runs for {folders[0]}" in shell(*install, str(folders[1])).err
+
+
 def test_the_first_scheduler_stays_until_another_has_taken_over(shell: Cli) -> None:
     """Where the other one cannot be registered, the runs go on as before."""
     assert shell("service", "install", "--scheduler", "systemd").status == 0

@@ -916,3 +916,27 @@ def test_netrc_is_not_read(monkeypatch, tmp_path):
     with ScriptedServer(answering((200, {"api_version": "1"}))) as server:
         ask(server.url, version, api_key=KEY)
         assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_without_aiohttp(run):
+    """Commands and the worker name the missing package in one line; turns are kept."""
+    ended = run(
+        """
+        import sys
+        sys.modules["aiohttp"] = None
+        from hindsight_exec import RetainWriter, Settings
+        from hindsight_exec.cli.main import main
+        url = "http://127.0.0.1:1"
+        say(main(["serve", "--port", "0"]))
+        say(main(["memories", "list", "--url", url, "--bank", "b"]))
+        writer = RetainWriter(Settings(api_url=url, bank_id="b"), state="state")
+        say(writer.put([{"role": "user", "content": "one"}], session="s"))
+        writer.close()
+        say(writer.counters().waiting)
+        """
+    )
+    assert (ended.status, ended.out) == (0, "1\n3\nTrue\n1\n")
+    assert "Traceback" not in ended.err
+    assert ended.err.count("aiohttp for ") == 1
+    assert "-m pip install aiohttp'" in ended.err
+    assert "1 turn is saved on disk" in ended.err

@@ -316,6 +316,25 @@ def test_the_doctor_tells(home, hindsight, capsys, monkeypatch):
     assert "hermes plugins enable hindsight_exec" in out
 
 
+def test_the_doctor_tells_of_another_provider(hermes, home, hindsight, capsys, monkeypatch):
+    """`doctor` warns where the plugin is installed and Hermes uses another provider, or none."""
+    configure(home, api_url=hindsight.url)
+    monkeypatch.setenv("HINDSIGHT_EXEC_STATE", str(home / "hindsight" / "outbox"))
+    config = home / "config.yaml"
+    for installed, text, told in (
+        (False, "memory:\n  provider: honcho\n", ""),
+        (True, "memory:\n  provider: honcho\n", "memory.provider is honcho in"),
+        (True, "", "memory.provider is not set in"),
+        (True, "memory:\n  provider: hindsight_exec\n", ""),
+    ):
+        config.write_text(text)
+        if installed:
+            hermes("install", "--no-activate")
+        assert main(["doctor"]) == 0
+        out = capsys.readouterr().out
+        assert (told in out) if told else ("memory.provider" not in out)
+
+
 def test_switched_off_on_purpose(hermes, home):
     """Where it never was the provider, or is not wanted, install leaves it off unless told otherwise."""
     evict(home)
