@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 class HindsightExecError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of this package's own exceptions."""
 
 
 class ExecutorClosed(HindsightExecError, RuntimeError):

@@ -46,7 +46,7 @@ class DrainableWork(Work):
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
-        # In a child: what the parent has called is not called again.
+        # A copy: in a child, only what the parent had not yet called is left.
         self._uncalled = {name: one for name, one in self._uncalled.items() if one is not None}
         self._on_closing: Optional[Background] = None  # at exit
         self._on_deadline: Optional[Background] = None
@@ -60,6 +60,10 @@ class DrainableWork(Work):
         callback = self._uncalled.pop(name, None)
         if callback is not None:
             guarded(callback, f"{name} of {self.name!r}")
+
+    def is_given_up(self) -> bool:
+        """Whether exit is over for these jobs: whoever waited now might wait for ever."""
+        return bool(self.expired) and self.register.finished
 
     # --- at exit ---
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import closing, process
 from hindsight_exec.executor.waiting import SLICE, guarded, now
@@ -36,7 +38,6 @@ class Phase(Register):
         super().__init__()
         self.callbacks: list[Callable[[], object]] = []
         self._closing: list[DrainableWork] = []  # with the shortest bound first
-        self.finished = False  # callbacks are refused
 
     def close(self, *, patient: bool) -> None:
         """Drain all executors, refuse what comes then, and call the callbacks.
@@ -54,10 +55,15 @@ class Phase(Register):
                 work.join(max(0.0, deadline - now()))
         while self.callbacks:
             callback = self.callbacks[0]
-            guarded(callback, f"Exit callback {callback!r}", catch=BaseException)
+            _call_back(callback)
             if self.callbacks[:1] == [callback]:
                 del self.callbacks[0]
         self.finished = True
+        # What came between the last look and this line. Its caller may be about
+        # to refuse it: whoever takes it out decides.
+        while self.callbacks:
+            with contextlib.suppress(IndexError):
+                _call_back(self.callbacks.pop())
 
     def _drain(self, *, patient: bool) -> None:
         began = now()
@@ -85,6 +91,10 @@ class Phase(Register):
                 # Once more around, for what was accepted until just now.
 
 
+def _call_back(callback: Callable[[], object]) -> None:
+    guarded(callback, f"Exit callback {callback!r}", catch=BaseException)
+
+
 def _refusal() -> Exception:
     return ExecutorClosed(AFTER_EXIT)
 
@@ -94,7 +104,8 @@ def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
 
     The callbacks of a phase are called in the order in which they were given,
     once; again only if a Ctrl-C strikes right after the call. What one raises
-    is logged. They are forgotten in a forked child. Safe from any thread, from
+    is logged. Exit waits until it returns, so it has to be bounded by itself.
+    Callbacks are forgotten in a forked child. Safe from any thread, from
     signal handlers and from finalizers.
 
     Raises:
@@ -104,6 +115,10 @@ def call_at_exit(callback: Callable[[], object], phase: int = CLOSE) -> None:
     at = PHASES[phase]
     at.callbacks.append(callback)
     if at.finished:
+        try:
+            at.callbacks.remove(callback)
+        except ValueError:
+            return  # it is called just now
         raise ExecutorClosed("cannot register an exit callback: this phase of exit is over")
 
 

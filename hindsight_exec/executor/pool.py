@@ -75,7 +75,8 @@ class DrainingExecutor(ThreadPoolExecutor):
         TypeError: An argument is of the wrong type.
 
     All methods are safe from any thread. On CPython they are re-entrant, too:
-    signal handlers and finalizers may call them, once the workers have started.
+    signal handlers and finalizers may call them, once the workers have started;
+    but waiting may never end there, if a method of a job's future is interrupted.
     A forked child starts with an empty executor; the parent's jobs are its own.
     """
 
@@ -108,7 +109,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             create_context=create_context,
             resolve_task=resolve_task,
             broken=getattr(type(self), "BROKEN", BrokenThreadPool),
-            drain_timeout=drain_timeout,
+            drain_timeout=float(drain_timeout),
             callbacks={"on_closing": on_closing, "on_deadline": on_deadline},
             warns=self.exit_phase == DRAIN,
         )
@@ -166,8 +167,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             timeout: Seconds to wait at most; ``None`` for no bound.
 
         Returns:
-            Whether all of them are done (or cancelled). Jobs submitted
-            meanwhile are not waited for.
+            Whether all of them are done, or cancelled.
 
         Raises:
             RuntimeError: Called by a job of this executor.
@@ -176,7 +176,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         work = self._renewed()
         if work.is_own_thread():
             raise RuntimeError("drain() from a job of the same executor would wait for itself")
-        return work.pending.wait(timeout)
+        return work.pending.wait(0.0 if work.is_given_up() else timeout)
 
     def shutdown(
         self,
@@ -190,15 +190,15 @@ class DrainingExecutor(ThreadPoolExecutor):
         Args:
             wait: Wait for the jobs. Without it they go on in the background,
                 and at exit have ``drain_timeout``.
-            cancel_futures: Cancel the jobs that are still queued.
+            cancel_futures: Cancel the jobs that are still queued. Their done
+                callbacks are called on another thread: hold no lock of theirs.
             timeout: Seconds to wait at most; ``None`` waits for as long as it
                 takes, as the standard library does. When the bound runs out,
                 ``on_deadline`` is called, queued jobs are cancelled, and one
                 warning says how many are abandoned. Exit does not wait again.
 
         Raises:
-            RuntimeError: ``wait`` is true in a job of this executor. The
-                executor is closed all the same.
+            RuntimeError: ``wait`` is true in a job of this executor. It is closed all the same.
             ValueError: ``timeout`` without ``wait``.
         """
         check_timeout(timeout)
@@ -210,7 +210,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         if cancel_futures:
             work.cancel_queued()
         work.call("on_closing")
-        if not wait:
+        if not wait or work.is_given_up():
             return
         if work.is_own_thread():
             raise RuntimeError(
@@ -241,9 +241,9 @@ class DrainingExecutor(ThreadPoolExecutor):
     def _renewed(self) -> DrainableWork:
         """Our work; a new one in a forked child, where queue and threads are the parent's."""
         process.renew_if_forked()
-        if self._work.pid != process.pid:
+        if self._work.mark != _mark[0]:
             child = self._work.for_child()
             child.close_when_collected(self)
             # Of two threads that come here at once, one wins.
-            self._work = self._children.setdefault(process.pid, child)
+            self._work = self._children.setdefault(child.mark, child)
         return self._work

@@ -61,6 +61,12 @@ def call_in_child(renew: Callable[[], None]) -> None:
     _renewals.append(renew)
 
 
+def _after_fork() -> None:
+    global pid
+    pid = 0  # the first process of a new PID namespace may have its parent's number
+    renew_if_forked()
+
+
 def renew_if_forked() -> None:
     """Start afresh if this process is a child that has not yet done so."""
     global pid, _generation
@@ -78,4 +84,4 @@ def renew_if_forked() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=renew_if_forked)
+    os.register_at_fork(after_in_child=_after_fork)

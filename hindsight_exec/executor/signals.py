@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -17,7 +19,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, Optional
+    from typing import Any, NoReturn, Optional
 
 
 def drain_on_signal(*signals: int) -> None:
@@ -62,33 +64,42 @@ class _Handler:
         process.call_in_child(self._start_afresh)
 
     def _start_afresh(self) -> None:
-        self._draining: Optional[Background] = None
-        self._drained = False
+        # The drain that is under way, and the one that is over, as objects of
+        # no other meaning: a thread may still be about to send for an earlier one.
+        self._draining: object = None
+        self._drained: object = None
 
     def __call__(self, number: int, frame: Optional[FrameType]) -> None:
         process.renew_if_forked()
-        if self._drained:
+        if self._drained is not None:
             self._start_afresh()
             if self._previous is signal.SIG_DFL:
                 _end_by(number)
-            else:
-                self._previous(number, frame)
+            self._previous(number, frame)
         elif self._draining is None:
-            self._draining = Background(lambda: self._drain(number), f"Draining on signal {number}")
+            # Set first: the drain may be over before its thread is known here.
+            mine = self._draining = object()
+            try:
+                thread = Background(
+                    lambda: self._drain(number, mine), f"Draining on signal {number}"
+                )
+            except BaseException:
+                self._draining = None  # the next signal tries again
+                raise
             if self._previous is signal.SIG_DFL:
                 # Main may come to its end first: uvicorn raises the signal again
                 # after it has shut down, and then returns.
-                atexit.register(self._end, number, self._draining)
+                atexit.register(self._end, number, mine, thread)
 
-    def _drain(self, number: int) -> None:
+    def _drain(self, number: int, mine: object) -> None:
         if self._previous is signal.SIG_DFL:
             close_all()
         else:
             began = now()
             for work in sorted(PHASES[DRAIN].works.copy(), key=lambda work: work.drain_timeout):
                 work.pending.wait(began + work.drain_timeout - now())
-        self._drained = True
-        while self._drained:  # again, as one may come just before main waits, unseen
+        self._drained = mine
+        while self._drained is mine:  # again, as one may come just before main waits, unseen
             self._send(number)
             time.sleep(SLICE)
 
@@ -100,14 +111,19 @@ class _Handler:
         else:
             signal.raise_signal(number)
 
-    def _end(self, number: int, draining: Background) -> None:
-        if draining is self._draining:  # else this is a forked child
-            while not self._drained:
+    def _end(self, number: int, mine: object, draining: Background) -> None:
+        if mine is self._draining:  # else this is a forked child
+            while self._drained is None:
                 draining.wait(0.05)
             _end_by(number)
 
 
-def _end_by(number: int) -> None:
+def _end_by(number: int) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    raise SystemExit(128 + number)  # the first process of a container is spared
+    # The kernel spares the first process of a container. Not by SystemExit: in
+    # `atexit`, that is only printed.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or None
+            stream.flush()
+    os._exit(128 + number)

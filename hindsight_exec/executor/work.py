@@ -45,6 +45,7 @@ class Register:
         # it stays the same, nothing was.
         self.latest: object = None
         self.closed = False
+        self.finished = False  # nothing of it is waited for any more
 
     def add(self, work: Work) -> None:
         """Have the work drained at exit; raise if it is too late for that."""
@@ -110,7 +111,6 @@ class Work:
 
     def _start_afresh(self) -> None:
         process.renew_if_forked()
-        self.pid = process.pid
         self.mark = process.mark[0]
         # Looked up now: gevent exchanges these classes when it patches.
         self.lock = threading.Lock()
@@ -232,7 +232,8 @@ class Work:
         """Wait for the workers to end, after their jobs."""
         deadline = None if timeout is None else now() + timeout
         for thread in self.workers.copy():
-            thread.join(None if deadline is None else max(0.0, deadline - now()))
+            left = None if deadline is None else max(0.0, deadline - now())
+            thread.join(left and min(left, threading.TIMEOUT_MAX))
 
 
 def _put_elsewhere(put: Callable[[None], object]) -> None:

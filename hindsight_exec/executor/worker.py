@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import itertools
 import logging
 import threading
@@ -61,7 +63,8 @@ def start(work: Work) -> None:
         except RuntimeError:
             # An isolated subinterpreter allows no daemon threads.
             thread = threading.Thread(**options, daemon=False)
-        starting = Background(thread.start)
+        # In the caller's context, which some Pythons let a new thread inherit.
+        starting = Background(functools.partial(contextvars.copy_context().run, thread.start))
         starting.wait(None)
         if starting.error is not None:
             raise starting.error
@@ -95,7 +98,7 @@ def _serve(work: Work, enlisted: threading.Lock) -> None:
             # Injected by another thread (PyThreadState_SetAsyncExc).
             log(logging.CRITICAL, "%s: exception in worker", work.name, exc_info=True)
     guarded(context.finalize, f"finalize() of a worker of {work.name!r}", catch=BaseException)
-    if work.pid == process.pid:
+    if work.mark == process.mark[0]:
         work.leave()
 
 
@@ -133,7 +136,7 @@ def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
                 # this frame alive.
                 job = future = fn = args = kwargs = result = None  # noqa: PLW2901
                 finish(token)
-        if work.stopping or work.pid != process.pid:
+        if work.stopping or work.mark != process.mark[0]:
             return  # out of time; or the job has forked, and the rest is the parent's
 
 
@@ -147,7 +150,7 @@ def contexts(
     """
     prepare = getattr(cls, "prepare_context", None)
     usual: Any = getattr(ThreadPoolExecutor, "prepare_context", None)
-    if prepare is None or prepare.__func__ is usual.__func__:
+    if prepare is None or getattr(prepare, "__func__", None) is usual.__func__:
         return lambda: Context(initializer, initargs), None
     create_context, resolve_task = prepare(initializer, initargs, **options)
     return create_context, resolve_task

@@ -185,3 +185,53 @@ def test_late_exit_callback(run):
     )
     refused = "cannot register an exit callback: this phase of exit is over"
     assert ended == (0, f"given in the phase\n{refused}\n", "")
+
+
+def test_a_callback_that_comes_as_its_phase_ends(run):
+    """Between the last look at the callbacks and the end of the phase, one is called or refused."""
+    ended = run(
+        """
+        from hindsight_exec import ExecutorClosed
+        from hindsight_exec.executor import CLOSE, call_at_exit, phases
+        phase = phases.PHASES[CLOSE]
+        def give(name):
+            try:
+                call_at_exit(lambda: say(name, "called"))
+                say(name, "accepted")
+            except ExecutorClosed:
+                say(name, "refused")
+        class Callbacks(list):
+            looks = 0
+            def __bool__(self):
+                found = len(self) > 0
+                if not found:
+                    self.looks += 1
+                    give(f"at look {self.looks}" ) if self.looks < 3 else None
+                return found
+        phase.callbacks = Callbacks()
+        """
+    )
+    assert ended == (
+        0,
+        "at look 1 accepted\nat look 1 called\nat look 2 refused\n",
+        "",
+    )
+
+
+def test_numbers_of_other_types(run):
+    """A bound may be any real number, however long."""
+    ended = run(
+        """
+        import decimal, fractions, time
+        from hindsight_exec import DrainingExecutor
+        for bound in (decimal.Decimal(60), fractions.Fraction(60), True, 10**9, float("inf")):
+            DrainingExecutor(drain_timeout=bound).submit(say, "done")
+        for bound in (1e10, float("inf"), 60):
+            executor = DrainingExecutor()
+            executor.submit(time.sleep, 0.05)
+            executor.shutdown(timeout=bound)
+            say(executor.pending)
+        """
+    )
+    assert sorted(ended.out.split()) == ["0"] * 3 + ["done"] * 5
+    assert (ended.status, ended.err) == (0, "")

@@ -227,6 +227,31 @@ def test_bound_is_not_waited_twice(run):
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("who", ["a finalizer", "atexit"])
+def test_jobs_that_exit_gave_up_are_not_waited_for(run, who):
+    """Whoever waits after exit has given a job up would wait for ever: its thread is frozen."""
+    ended = run(
+        """
+        import atexit, os, sys, threading
+        from hindsight_exec import DrainingExecutor
+        class Ender:
+            def __init__(self):
+                self.executor = DrainingExecutor(drain_timeout=0.1, thread_name_prefix="stuck")
+            def __del__(self, write=os.write):
+                found = self.executor.drain(), self.executor.shutdown(), self.executor.pending
+                write(1, f"{found}\\n".encode())
+        ender = Ender()
+        if sys.argv[1] == "atexit":
+            atexit.register(ender.__del__)
+        ender.executor.submit(threading.Event().wait)
+        """,
+        who,
+    )
+    assert ended.status == 0
+    assert set(ended.out.splitlines()) == {"(False, None, 1)"}
+    assert ended.err == "stuck: drain_timeout (0.1 s) expired; 1 job abandoned\n"
+
+
 def test_shutdown_without_waiting_is_drained(run):
     """Jobs that shutdown(wait=False) left to the background are done at exit."""
     ended = run(

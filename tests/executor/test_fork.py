@@ -267,3 +267,38 @@ def test_multiprocessing(start, tmp_path, method):
     assert (ended.status, ended.err) == (0, "")
     assert [line for line in lines if line.startswith("handed")] == jobs[:20]
     assert sorted(lines) == sorted([*jobs, "parent", "status 0"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces of Linux")
+def test_child_with_the_number_of_its_parent(run):
+    """In a namespace of its own a child of process 1 is process 1: the number does not tell."""
+    ended = run(
+        """
+        import ctypes
+        NEW_NAMESPACE = 0x20000000
+        unshare = ctypes.CDLL(None).unshare
+        executor = DrainingExecutor()
+        def child(do):
+            pid = os.fork()
+            if not pid:
+                do()
+                sys.stdout.flush()
+                os._exit(0)
+            wait_for(pid)
+        def first():
+            executor.submit(say, "first", os.getpid()).result()
+            executor.submit(fork_apart).result()
+        def fork_apart():
+            assert not unshare(NEW_NAMESPACE)  # for the children of this thread
+            child(second)
+        def second():
+            executor.submit(say, "second", os.getpid()).result(30)
+        if unshare(NEW_NAMESPACE):
+            say("not permitted")
+        else:
+            child(first)
+        """
+    )
+    if ended.out == "not permitted\n":
+        pytest.skip("cannot make a namespace of processes")
+    assert ended == (0, "first 1\nsecond 1\nchild 0\nchild 0\n", "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -299,3 +301,78 @@ def test_exec(start):
     ).end()
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.splitlines() == [*JOBS, "another program"]
+
+
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy", reason="calls no handler while another one runs"
+)
+def test_a_drain_that_is_over_at_once(start):
+    """The signal that follows a drain may arrive before the handler that began it has returned."""
+    ended = start(
+        """
+        from hindsight_exec.executor import signals
+        calls = []
+        signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+        drain_on_signal()
+        class Fast(signals.Background):
+            def __init__(self, *options):
+                count = len(calls)
+                super().__init__(*options)
+                while len(calls) == count:
+                    pass
+        signals.Background = Fast
+        for number in range(1, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while len(calls) < number:
+                time.sleep(0.01)
+        say(len(calls))
+        """
+    ).end()
+    assert ended == (0, "3\n", "")
+
+
+def test_each_drain_sends_for_itself(start):
+    """A thread that goes to sleep after it has sent does not send for the drain after that."""
+    ended = start(
+        """
+        from hindsight_exec.executor.signals import _Handler
+        calls, senders, really = [], [], _Handler._send
+        def send(number):
+            senders.append(threading.get_ident())
+            if senders[-1] == senders[0]:
+                really(number)
+        _Handler._send = staticmethod(send)
+        signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+        drain_on_signal()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not calls:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while len(senders) < 5:
+            time.sleep(0.01)
+        say(senders.count(senders[0]), len(calls))
+        """
+    ).end()
+    assert ended == (0, "1 1\n", "")
+
+
+@pytest.mark.parametrize("end", ["", "signal.pause()"])
+def test_the_first_process_of_a_container(tmp_path, end):
+    """The kernel spares it; its status tells of the signal, whether main waits or has ended."""
+    unshare = ["unshare", "--pid", "--fork"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("cannot make a namespace of processes")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "def say(*words): print(*words, flush=True)\n"
+        f"{PRELUDE}\n"
+        "assert os.getpid() == 1\n"
+        "drain_on_signal()\n"
+        "give()\n"
+        "os.kill(1, signal.SIGTERM)\n"
+        f"{end}\n"
+    )
+    command = [*unshare, sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+    assert done.stdout.splitlines() == ["given", *JOBS]

@@ -8,6 +8,7 @@ import contextvars
 import functools
 import gc
 import re
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,36 @@ def test_prepare_context():
         assert executor.submit(pow, 2, 8).result(LIMIT) == ("ours", 256)
         assert executor.submit(divmod, 1, b=0).exception(LIMIT) is not None
     assert done == [("initialize", "ours"), ("finalize", "ours")]
+
+
+@contexts
+def test_prepare_context_of_any_kind():
+    """It may be a static method, too."""
+
+    class Static(DrainingExecutor):
+        @staticmethod
+        def prepare_context(initializer, initargs):
+            return ThreadPoolExecutor.prepare_context(initializer, initargs)
+
+    with Static() as executor:
+        assert executor.submit(pow, 2, 8).result(LIMIT) == 256
+
+
+@contexts
+@pytest.mark.parametrize("inherits", ["0", "1"])
+def test_workers_inherit_a_context_where_threads_do(inherits):
+    """Workers see the context that started them, or none, as the standard library's do."""
+    program = (
+        "import contextvars, concurrent.futures, hindsight_exec\n"
+        "variable = contextvars.ContextVar('variable', default='unset')\n"
+        "variable.set('set')\n"
+        "for kind in concurrent.futures.ThreadPoolExecutor, hindsight_exec.DrainingExecutor:\n"
+        "    with kind() as executor:\n"
+        "        print(executor.submit(variable.get).result())\n"
+    )
+    command = [sys.executable, "-X", f"thread_inherit_context={inherits}", "-c", program]
+    found = subprocess.check_output(command, text=True, timeout=LIMIT).split()
+    assert found == (["set"] * 2 if inherits == "1" else ["unset"] * 2)
 
 
 @contexts
