@@ -27,8 +27,6 @@ T = TypeVar("T")
 LOOK = 0.2
 # Seconds that closing a client may take.
 _CLOSE = 2.0
-# Documents that the server lists at once.
-_PAGE = 500
 
 
 def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
@@ -38,16 +36,6 @@ def ask(settings: Settings, call: Callable[[HindsightClient], Awaitable[T]]) -> 
         return background_loop().run(held.use(call)).result()
     finally:
         held.release(_CLOSE)
-
-
-async def all_documents(client: HindsightClient, bank: str, **filters: Any) -> list[dict[str, Any]]:
-    """The documents of a bank, page by page."""
-    found: list[dict[str, Any]] = []
-    while True:
-        page = await client.documents(bank, limit=_PAGE, offset=len(found), **filters)
-        found += page["items"]
-        if not page["items"] or len(found) >= page["total"]:
-            return found
 
 
 def probe(settings: Settings, timeout: float) -> None:

@@ -111,8 +111,7 @@ def outbox_purge(args: argparse.Namespace) -> int:
         if aside and session is None:
             for path in aside:
                 for suffix in ("", "-wal", "-journal"):
-                    with contextlib.suppress(FileNotFoundError):
-                        path.with_name(path.name + suffix).unlink()
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
             removed += len(aside)
         elif aside:
             missed.append(

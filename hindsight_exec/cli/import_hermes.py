@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from hindsight_exec.conversation.turns import identifier, turn
+from hindsight_exec.conversation.turns import identifier, session_tag, turn
 from hindsight_exec.delivery.schedule import Hold, chunks, documents
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import ConfigError, Rejected
@@ -99,7 +99,6 @@ def run(args: argparse.Namespace) -> int:
     embedded.know(settings)
     probe(settings, args.timeout)
     state = args.state or state_of(home.absolute())
-    assert state is not None  # noqa: S101 - for the type: there is a home
     with _Journal(state, settings) as journal:
         plans = _plans(sessions, journal, settings, always=bool(args.session))
         due = [plan for plan in plans if plan.due]
@@ -157,7 +156,7 @@ def _are_there(plans: list[_Plan], settings: Settings) -> list[bool]:
     async def is_there(client: HindsightClient, plan: _Plan) -> bool:
         bank, session = plan.bank, identifier(plan.past.identity.session)
         with contextlib.suppress(Rejected):  # 404: no such bank
-            tagged = await client.documents(bank, limit=1, tags=[identifier(f"session:{session}")])
+            tagged = await client.documents(bank, limit=1, tags=[session_tag(session)])
             named = await client.documents(bank, limit=20, query=session)
             return bool(tagged["total"]) or any(
                 item["id"].startswith(session) for item in named["items"]

@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
+from hindsight_exec.client.api import all_documents
 from hindsight_exec.conversation.times import parse_iso
-from hindsight_exec.conversation.turns import identifier
+from hindsight_exec.conversation.turns import identifier, session_tag
 from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes.forget import delete
 
-from .connection import all_documents, ask, probe
+from .connection import ask, probe
 from .console import OK, UNDONE, agreed, counted, note, plain, say, say_json, table
 from .targets import chosen_settings, folder
 
@@ -132,8 +133,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _tags(args: argparse.Namespace) -> list[str]:
-    sessions = [f"session:{identifier(args.session)}"] if args.session else []
-    return [identifier(tag) for tag in (*sessions, *(args.tag or ()))]
+    sessions = [session_tag(args.session)] if args.session else []
+    return [*sessions, *map(identifier, args.tag or ())]
 
 
 def _ask(

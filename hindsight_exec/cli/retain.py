@@ -10,9 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Iterator, Sequence
 
+from hindsight_exec.client.api import all_documents
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.conversation.transcript import read_transcript
-from hindsight_exec.conversation.turns import identifier
+from hindsight_exec.conversation.turns import session_tag
 from hindsight_exec.conversation.turns import turn as kept
 from hindsight_exec.delivery.transcripts import missing_documents
 from hindsight_exec.delivery.writer import RetainWriter
@@ -24,7 +25,7 @@ from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
 from .arguments import text
-from .connection import LOOK, all_documents, ask, outcome, probe, put_patiently, until_stored
+from .connection import LOOK, ask, outcome, probe, put_patiently, until_stored
 from .console import Progress, counted, note, say, say_json, without_warnings
 from .interrupts import deferred
 from .targets import advice, chosen_settings, folder, server_data, settings_of
@@ -171,13 +172,10 @@ class _Retain:
 
     async def _on_server(self, client: HindsightClient) -> set[str]:
         with contextlib.suppress(Rejected):  # the first retain makes the bank
-            found = await all_documents(client, self._settings.bank_id, tags=[self._tag])
+            tags = [session_tag(self._session)]
+            found = await all_documents(client, self._settings.bank_id, tags=tags)
             return {item["id"] for item in found}
         return set()
-
-    @property
-    def _tag(self) -> str:
-        return identifier(f"session:{identifier(self._session)}")
 
     def _messages(self, turn: TranscriptTurn) -> list[dict[str, str]]:
         return turn.messages(
@@ -267,7 +265,8 @@ class _Retain:
 
     def _count_documents(self) -> int | None:
         async def count(client: HindsightClient) -> int:
-            page = await client.documents(self._settings.bank_id, limit=1, tags=[self._tag])
+            tags = [session_tag(self._session)]
+            page = await client.documents(self._settings.bank_id, limit=1, tags=tags)
             return int(page["total"])
 
         with contextlib.suppress(Exception):  # all is stored; the number is a courtesy

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["HindsightClient"]
+__all__ = ["HindsightClient", "all_documents"]
 
 _logger = logging.getLogger("hindsight_exec")
 
 _BANKS = "/v1/default/banks/"
+_PAGE = 500  # documents that the server lists at once
 
 
 class HindsightClient:
@@ -121,10 +122,7 @@ class HindsightClient:
 
     async def health(self) -> dict[str, Any]:
         """Return ``{"status": "healthy", …}``; `Unavailable` when it is not."""
-        request = Request(self._server, "GET", "/health")
-        response = await request.send()
-        request.field(response, "status", str)
-        return response
+        return await Request(self._server, "GET", "/health").send(status=str)
 
     # --- memories -----------------------------------------------------------
 
@@ -202,7 +200,7 @@ class HindsightClient:
         """Return the server's reply to the query, reasoned from the memories."""
         body = _dumps_given(query=query, budget=budget)
         request = Request(self._server, "POST", _bank(bank) + "/reflect", body, idempotent=True)
-        text: str = request.field(await request.send(), "text", str)
+        text: str = (await request.send(text=str))["text"]
         return text
 
     async def mental_model(self, bank: str, model_id: str) -> str:
@@ -268,9 +266,7 @@ class HindsightClient:
         ``cancelled``, or ``not_found`` for an id that the server does not know.
         """
         request = Request(self._server, "GET", _operation(bank, operation_id))
-        response = await request.send()
-        request.field(response, "status", str)
-        return response
+        return await request.send(status=str)
 
     async def retry_operation(self, bank: str, operation_id: str) -> dict[str, Any]:
         """Run a failed operation again; `Rejected` with 409 if it has not failed."""
@@ -280,10 +276,7 @@ class HindsightClient:
 
     async def bank_config(self, bank: str) -> dict[str, Any]:
         """Return ``{"config": …, "overrides": …}``: what holds, what the bank sets."""
-        request = Request(self._server, "GET", _bank(bank) + "/config")
-        response = await request.send()
-        request.field(response, "config", dict)
-        return response
+        return await Request(self._server, "GET", _bank(bank) + "/config").send(config=dict)
 
     async def update_bank_config(self, bank: str, updates: Mapping[str, Any]) -> dict[str, Any]:
         """Set some of the bank's settings, making the bank if need be.
@@ -295,15 +288,23 @@ class HindsightClient:
         """
         body = _dumps({"updates": dict(updates)})
         request = Request(self._server, "PATCH", _bank(bank) + "/config", body, idempotent=True)
-        response = await request.send()
-        request.field(response, "config", dict)
-        return response
+        return await request.send(config=dict)
 
     async def update_bank(self, bank: str, updates: Mapping[str, Any]) -> dict[str, Any]:
         """Set the missions of a bank, making it if need be; return its profile."""
         return await Request(
             self._server, "PUT", _bank(bank), _dumps(dict(updates)), idempotent=True
         ).send()
+
+
+async def all_documents(client: HindsightClient, bank: str, **filters: Any) -> list[dict[str, Any]]:
+    """Return the documents of a bank that the filters of `documents` let through, page by page."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = await client.documents(bank, limit=_PAGE, offset=len(found), **filters)
+        found += page["items"]
+        if not page["items"] or len(found) >= page["total"]:
+            return found
 
 
 def _seconds(name: str, value: object) -> float:

@@ -68,17 +68,23 @@ class BackgroundLoop:
         self._closes_at_exit = False
         self._closed = False
 
-    def start(self) -> None:
-        """Start the loop's thread and the resolver pool, if they do not run.
+    def start(self) -> bool:
+        """Start the loop's thread and the resolver pool, if they do not run, and wait for them.
 
         Call it early, from a thread of the program: Python 3.12.0 to 3.12.2 can
         start no thread at exit.
+
+        Returns:
+            False if a finalizer calls it inside the start, and would wait for its own thread.
 
         Raises:
             ExecutorClosed: The process is exiting, and the loop is closed.
             RuntimeError: The system can start no thread.
         """
-        self._start()
+        renew_if_forked()
+        with self._lock:
+            run = self._running()
+        return run.wait_until_ready()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine on the loop, started if need be; return its future.
@@ -90,7 +96,7 @@ class BackgroundLoop:
             ExecutorClosed, RuntimeError: As `start`. The coroutine is closed.
         """
         try:
-            while self._start():
+            while self.start():
                 with self._lock:
                     if self._run is not None and self._run.accepts:
                         return asyncio.run_coroutine_threadsafe(coroutine, self._run.loop)
@@ -126,13 +132,6 @@ class BackgroundLoop:
         is_running = run is not None and not run.dead
         state = "closed" if self._closed else "running" if is_running else "idle"
         return f"<{type(self).__name__} {state}>"
-
-    def _start(self) -> bool:
-        """Start it and wait until it runs; False if it is this thread that starts it."""
-        renew_if_forked()
-        with self._lock:
-            run = self._running()
-        return run.wait_until_ready()
 
     def _running(self) -> _Run:
         """Return the current run, started if need be. Called with the lock held."""

@@ -121,20 +121,13 @@ class Lease:
         """Whether it belongs to a forked child's parent and must be left alone."""
         return self._pid != os.getpid()
 
-    def client(self) -> HindsightClient:
-        """Return the client, for use on the background loop; `use` is better.
-
-        Raises:
-            ExecutorClosed: It is closed: all leases were released, or the process exits.
-            Unauthorized: The key is unusable.
-        """
-        return self._shared.client()
-
     async def use(self, call: Callable[[HindsightClient], Awaitable[T]]) -> T:
         """``await call(client)``, on the background loop.
 
         Raises:
-            ExecutorClosed, Unauthorized: As `client`; and whatever the call raises.
+            ExecutorClosed: It is closed: all leases were released, or the process exits.
+            Unauthorized: The key is unusable.
+            Whatever the call raises.
         """
         finder = _finders.get(self.target[0])
         if finder is not None:

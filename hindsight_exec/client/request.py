@@ -65,8 +65,8 @@ class Request:
         self.query = urlencode([(name, str(value)) for name, value in query]) if query else ""
         self.may_resend = idempotent or method in ("GET", "DELETE")
 
-    async def send(self) -> dict[str, Any]:
-        """Return the response, a JSON object, or raise a `ServerError`."""
+    async def send(self, **fields: type[Any]) -> dict[str, Any]:
+        """Return the response, a JSON object with these fields, or raise a `ServerError`."""
         try:
             import_aiohttp()
         except ImportError as error:
@@ -95,7 +95,10 @@ class Request:
                 # From the resolver: exit has overtaken this request.
                 failure, cause = self.unavailable("the process is exiting"), error
             else:
-                return self.judge(status, headers, body)
+                content = self.judge(status, headers, body)
+                for name, kind in fields.items():
+                    self.field(content, name, kind)
+                return content
             # Raised outside the handlers: otherwise the error would refer to
             # aiohttp's, which may hold the request's headers.
             raise failure from cause

@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence  # isinstance() is slow with those of typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone, tzinfo
 from functools import cached_property
 from typing import Any, Optional
@@ -102,7 +102,7 @@ class Turn:
     given_at: float
     index: int
     payload: str
-    sizes: tuple[int, ...] = field(default=())
+    sizes: tuple[int, ...] = ()
 
     @property
     def chars(self) -> int:
@@ -146,6 +146,11 @@ def identifier(text: str) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{text[: _LONGEST_IDENTIFIER - 17]}-{digest}"
+
+
+def session_tag(session: str) -> str:
+    """Return the tag of the session's documents."""
+    return identifier(f"session:{identifier(session)}")
 
 
 def source(
@@ -206,7 +211,7 @@ _known: dict[tuple[Any, ...], Source] = {}
 
 def _storable_source(given: Source) -> Source:
     session = identifier(given.session)
-    tags = [*map(identifier, given.tags), identifier(f"session:{session}")]
+    tags = [*map(identifier, given.tags), session_tag(session)]
     return replace(
         given,
         bank=storable(given.bank),
@@ -269,19 +274,20 @@ def _storable_json(name: str, value: Any) -> str:
         # The escape of U+0000, or a text about it. Looking for one character first
         # is a hundred times faster, and the user waits.
         if "\\" in text and "\\u0000" in text:
-            text = storable(to_json(_storable_values(value)))
+            text = storable(to_json(storable_values(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be JSON: {error}") from error
     return text
 
 
-def _storable_values(value: Any) -> Any:
+def storable_values(value: Any) -> Any:
+    """Return a JSON value with all its texts :func:`storable`, the keys too."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, Mapping):
-        return {_storable_values(key): _storable_values(one) for key, one in value.items()}
+        return {storable_values(key): storable_values(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_storable_values(one) for one in value]
+        return [storable_values(one) for one in value]
     return value
 
 

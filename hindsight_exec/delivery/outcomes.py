@@ -282,7 +282,7 @@ class Outcomes:
             response = future.result()
         except Rejected:
             raise
-        except (CancelledError, Exception) as error:
+        except Exception as error:
             if not isinstance(error, CancelledError):
                 self._servers.failed(exchange.server, error)
             exchange.backlog.poll(exchange.batch, now(), exchange.polls)

@@ -149,10 +149,6 @@ def first_batch(sizes: Sequence[int]) -> int:
     return len(sizes)
 
 
-def _uniform(low: float, high: float) -> float:
-    return random.uniform(low, high)  # noqa: S311 - jitter, not a secret
-
-
 @dataclass
 class Backoff:
     """When to retry after failures: doubling, with full jitter.
@@ -163,7 +159,7 @@ class Backoff:
 
     base: float = 0.5
     cap: float = 60.0
-    uniform: Callable[[float, float], float] = _uniform
+    uniform: Callable[[float, float], float] = random.uniform
     failures: int = 0
     not_before: float = 0.0
 

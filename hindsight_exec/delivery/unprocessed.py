@@ -18,7 +18,6 @@ from .registry import engine_of, without_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Iterable
 
     from hindsight_exec.conversation.turns import Destination
     from hindsight_exec.outbox.search import Found, Query
@@ -71,19 +70,16 @@ def _in_all(folder: Path, look: Callable[[OutboxReader], list[T]], deadline: flo
 
 
 def _in_files(
-    paths: Iterable[Path], look: Callable[[OutboxReader], list[T]], deadline: float
+    paths: list[Path], look: Callable[[OutboxReader], list[T]], deadline: float
 ) -> list[T]:
     """What is in files that nobody opens in this process meanwhile."""
     found: list[T] = []
-    for path in reversed(list(paths)):
+    for path in reversed(paths):
         if now() >= deadline:
             break
         with contextlib.suppress(OutboxUnavailable, ValueError):
-            outbox = OutboxReader(path, readonly=True)
-            try:
+            with contextlib.closing(OutboxReader(path, readonly=True)) as outbox:
                 found += look(outbox)
-            finally:
-                outbox.close()
     return found
 
 

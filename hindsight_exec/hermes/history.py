@@ -135,11 +135,10 @@ def _messages(db: sqlite3.Connection, session: str) -> list[Message]:
     for row in map(dict, rows):
         undone = not row.get("active", 1) and not row.get("compacted", 0)
         if not undone and not row.get("observed", 0):
-            content = _content(row["content"])
             found.append(
                 {
                     "role": row["role"],
-                    "content": content,
+                    "content": _content(row["content"]),
                     "timestamp": float(row["timestamp"]),
                     "display_kind": row.get("display_kind"),
                 }

@@ -132,7 +132,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
         if embedded.first_start(settings):
             logger.info("%s", embedded.FIRST_START)
             self._show(kwargs.get("warning_callback"), embedded.FIRST_START)
-        state = setup.state_of(self._home)
+        state = setup.state_of(self._home or host.hermes_home())
         with self._lock:
             old = parts = self._parts
             if parts is None or self._closed or parts.connection.settings != settings:

@@ -66,9 +66,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._state = _State(
-            Identity(), 0, ()
-        )  # replaced as a whole, under the lock; read without it
+        # Replaced as a whole, under the lock; read without it.
+        self._state = _State(Identity(), 0, ())
 
     @property
     def current(self) -> Identity:

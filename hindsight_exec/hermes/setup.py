@@ -9,8 +9,9 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping
 
+from hindsight_exec.delivery.progress import counted
 from hindsight_exec.errors import ConfigError
 from hindsight_exec.hermes import embedded
 from hindsight_exec.settings import reading
@@ -31,9 +32,9 @@ EMPTY = "-"
 KEY_PAGE = "https://ui.hindsight.vectorize.io"
 
 
-def state_of(home: Optional[Path]) -> Optional[Path]:
+def state_of(home: Path) -> Path:
     """Return the state directory of a Hermes folder."""
-    return None if home is None else home / "hindsight" / "outbox"
+    return home / "hindsight" / "outbox"
 
 
 def missing(settings: Settings) -> str:
@@ -220,11 +221,6 @@ def config_bytes(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a text file in one step; see `write_file`."""
-    write_file(path, text.encode())
-
-
 def status(settings: Settings, home: Path) -> Dict[str, Any]:
     """Return where turns go and what waits. No key is shown."""
     shown: Dict[str, Any] = {
@@ -252,14 +248,11 @@ def _waiting(home: Path) -> Dict[str, Any]:
     waiting = accepted = dead = unreadable = 0
     oldest: List[float] = []
     errors: List[str] = []
-    folder = home / "hindsight" / "outbox"
+    folder = state_of(home)
     for path in spool.files(folder):
         try:
-            outbox = Outbox(path, readonly=True)
-            try:
+            with contextlib.closing(Outbox(path, readonly=True)) as outbox:
                 found = outbox.summary()
-            finally:
-                outbox.close()
         except Exception as error:  # one that cannot be read must not hide the others
             unreadable += path.exists()
             errors.append(f"{path.name}: {error}")
@@ -269,11 +262,11 @@ def _waiting(home: Path) -> Dict[str, Any]:
         dead += found.dead
         oldest += [found.oldest_at] if found.oldest_at is not None else []
         errors += [found.last_error] if found.last_error else []
-    shown: Dict[str, Any] = {"waiting": _turns(waiting), "dead": _turns(dead)}
+    shown: Dict[str, Any] = {"waiting": counted(waiting), "dead": counted(dead)}
     if oldest:
         shown["waiting"] += f", the oldest for {max(0, round(time.time() - min(oldest)))} s"
     if accepted:
-        shown["being processed"] = _turns(accepted)
+        shown["being processed"] = counted(accepted)
     if dead:
         shown["dead"] += ": see 'hindsight-exec dead list'"
     if unreadable:
@@ -281,7 +274,3 @@ def _waiting(home: Path) -> Dict[str, Any]:
     if errors and (waiting or dead or unreadable):
         shown["last error"] = errors[-1]
     return shown
-
-
-def _turns(count: int) -> str:
-    return f"{count} turn" if count == 1 else f"{count} turns"

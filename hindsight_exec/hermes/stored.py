@@ -12,7 +12,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from hindsight_exec.conversation.turns import Destination, identifier
+from hindsight_exec.conversation.turns import Destination, identifier, session_tag
 from hindsight_exec.delivery.unprocessed import unprocessed_contents
 from hindsight_exec.errors import HindsightExecError
 
@@ -28,7 +28,6 @@ __all__ = ["stored_contents"]
 logger = logging.getLogger("hindsight_exec")
 
 _WAIT = 5.0  # seconds for the server: Hermes waits before it compresses
-_PAGE = 500
 _AT_ONCE = 16
 
 
@@ -52,13 +51,10 @@ def stored_contents(connection: Connection, folder: Path, bank: str, session: st
 
 
 async def _on_server(client: HindsightClient, bank: str, session: str) -> set[str]:
-    names: list[str] = []
-    tags = [identifier(f"session:{session}")]
-    while True:
-        page = await client.documents(bank, limit=_PAGE, offset=len(names), tags=tags)
-        names += [item["id"] for item in page["items"]]
-        if not page["items"] or len(names) >= page["total"]:
-            break
+    from hindsight_exec.client.api import all_documents  # noqa: PLC0415 - the client brings it
+
+    listed = await all_documents(client, bank, tags=[session_tag(session)])
+    names = [item["id"] for item in listed]
     found: set[str] = set()
     for start in range(0, len(names), _AT_ONCE):
         some = names[start : start + _AT_ONCE]

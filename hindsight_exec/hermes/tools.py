@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterable, Mapping, TypeVar
 
 from hindsight_exec.conversation.times import parse_local
+from hindsight_exec.settings.values import brief
 
 from . import forget
 from .memories import Memory, from_banks, merged
@@ -183,10 +184,10 @@ def _forget(
         lines = [f"{name}: {text}" for name, text in planned.items()]
         return "\n".join(["Nothing was deleted. These fit:", *lines]) if lines else ""
     if not isinstance(chosen, list) or not all(isinstance(one, str) for one in chosen):
-        raise ValueError(f"document_ids must be a list of texts, not {_brief(chosen)}")
+        raise ValueError(f"document_ids must be a list of texts, not {brief(chosen)}")
     unknown = [name for name in chosen if (bank, name) not in retention.to_forget]
     if unknown:
-        raise ValueError(f"list it with a query first: {_brief(unknown[0])}")
+        raise ValueError(f"list it with a query first: {brief(unknown[0])}")
     count = ask(lambda client: forget.delete(client, bank, chosen))
     text = f"{count} of {len(chosen)} documents deleted, with what was drawn from them."
     if mirror is not None:
@@ -247,13 +248,13 @@ def note_of(args: Any) -> Note:
     if tags is not None and not (
         isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
     ):
-        raise ValueError(f"tags must be a list of texts, not {_brief(tags)}")
+        raise ValueError(f"tags must be a list of texts, not {brief(tags)}")
     metadata = args.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
-        raise ValueError(f"metadata must be an object, not {_brief(metadata)}")
+        raise ValueError(f"metadata must be an object, not {brief(metadata)}")
     for name, value in (metadata or {}).items():
         if isinstance(value, (dict, list)) or value is None:
-            raise ValueError(f"metadata {name!r} must be a text, not {_brief(value)}")
+            raise ValueError(f"metadata {name!r} must be a text, not {brief(value)}")
     return Note(
         content or "",
         _text(args, "context"),
@@ -278,7 +279,7 @@ def error(text: str) -> str:
 
 def _object(args: Any) -> Mapping[str, Any]:
     if not isinstance(args, Mapping):
-        raise ValueError(f"the arguments must be an object, not {_brief(args)}")
+        raise ValueError(f"the arguments must be an object, not {brief(args)}")
     return args
 
 
@@ -289,7 +290,7 @@ def _text(args: Mapping[str, Any], name: str, *, required: bool = False) -> str 
     if value is None:
         raise ValueError(f"{name} is missing")
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text, not {_brief(value)}")
+        raise ValueError(f"{name} must be a text, not {brief(value)}")
     if required and not value.strip():
         raise ValueError(f"{name} is empty")
     return value.strip() or None
@@ -302,10 +303,5 @@ def _time(text: str | None) -> str:
         return parse_local(text).isoformat()
     except (ValueError, OverflowError, OSError):
         raise ValueError(
-            f"occurred_at must be an ISO 8601 date or time, like 2026-11-22T14:30:00+01:00, not {_brief(text)}"
+            f"occurred_at must be an ISO 8601 date or time, like 2026-11-22T14:30:00+01:00, not {brief(text)}"
         ) from None
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -160,7 +160,7 @@ class OutboxReader:
 
     def ready(self, destination: int, limit: int) -> list[tuple[int, int]]:
         """Numbers and sizes in bytes of the oldest documents that are in no batch."""
-        return self._db.rows(_pair, (int, int), _READY, (destination, limit))
+        return self._db.rows(lambda *row: row, (int, int), _READY, (destination, limit))
 
     def batches(self) -> list[Batch]:
         """All batches, the oldest first."""
@@ -182,7 +182,7 @@ class OutboxReader:
 
     def turns_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Each source of a batch, with the number of its turns."""
-        return self._db.rows(_pair, (int, int), _TURNS_OF_BATCH, (batch.id,))
+        return self._db.rows(lambda *row: row, (int, int), _TURNS_OF_BATCH, (batch.id,))
 
     def unfinished(self) -> list[tuple[int, int, int]]:
         """Each source, with the number of its turns not accepted and not completed."""
@@ -241,10 +241,6 @@ class OutboxReader:
         """
         rows = self._db.all(_ENTRIES, (limit,))
         return [dict(zip(_ENTRY, row), content=_text(row[-1])) for row in rows]
-
-
-def _pair(first: int, second: int) -> tuple[int, int]:
-    return first, second
 
 
 def _text(content: Any) -> str:

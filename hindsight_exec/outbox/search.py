@@ -117,7 +117,6 @@ def search(outbox: OutboxReader, query: Query, deadline: float) -> list[Found]:
                 found += [
                     Found(hits, given_at, document_id, shown)
                     for hits, shown in _passages(text, query)
-                    if hits >= query.needed
                 ]
     return found
 
@@ -174,10 +173,12 @@ def _source(outbox: OutboxReader, header: str) -> Source:
 
 
 def _passages(text: str, query: Query) -> Iterator[tuple[int, str]]:
-    """The exchanges in a row's text, each with its number of hits."""
-    for exchange in _exchanges(_contents(text)):
+    """The exchanges in a row's text, questions with answers, that hold enough of the terms."""
+    contents = _contents(text)
+    for start in range(0, len(contents), 2):
+        exchange = contents[start : start + 2]
         hits = query.count("\n".join(exchange).lower())
-        if hits:
+        if hits >= query.needed:
             yield hits, " ".join(_around(content, query.terms) for content in exchange)
 
 
@@ -190,12 +191,6 @@ def _contents(text: str) -> Any:
         return [str(message["content"]) for message in messages]
     except (ValueError, TypeError, KeyError, RecursionError):
         return [text]
-
-
-def _exchanges(contents: list[str]) -> Iterator[list[str]]:
-    """What stands together: a question and its answer."""
-    for start in range(0, len(contents), 2):
-        yield contents[start : start + 2]
 
 
 def _around(content: str, words: tuple[str, ...]) -> str:

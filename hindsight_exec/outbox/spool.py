@@ -84,8 +84,8 @@ class Claim:
                 if remove:
                     # The lock file goes last: while it is there, there is an owner.
                     for suffix in ("", *_BESIDE):
-                        _unlink(Path(f"{self.path}{suffix}"))
-                    _unlink(self.path.with_suffix(".lock"))
+                        Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+                    self.path.with_suffix(".lock").unlink(missing_ok=True)
         except OSError:
             pass  # the folder is gone or read-only, and an empty file is harmless
         finally:
@@ -143,7 +143,7 @@ def create(folder: Path) -> Claim:
                 # byte on, and O_EXCL does not follow a link that waits here.
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _NO_FOLLOW, _MODE))
             except BaseException:
-                _unlink(path.with_suffix(".lock"))
+                path.with_suffix(".lock").unlink(missing_ok=True)
                 _close(descriptor)
                 raise
         return Claim(path, descriptor)
@@ -174,7 +174,7 @@ def _sweep(folder: Path) -> None:
         owner = folder / f"{belongs[1]}.db" if belongs else None
         # A process that is alive uses its file on without the name.
         if owner is not None and owner.name not in names and not is_live(owner):
-            _unlink(folder / name)
+            (folder / name).unlink(missing_ok=True)
 
 
 def adopt(path: Path) -> Optional[Claim]:
@@ -260,11 +260,6 @@ def sync_names(folder: Path) -> None:
         # by this system.
         if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT):
             raise
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
 
 
 def _mine(status: os.stat_result) -> bool:

@@ -6,32 +6,21 @@ Each rule is the real server's (Hindsight 1.1.0), so a document looks the same i
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, Iterator
 
+from hindsight_exec.conversation.turns import storable_values
+
 #: The longest unit in characters: the size of Hindsight's chunks.
 UNIT_CHARS = 3000
-
-# What PostgreSQL cannot store and UTF-8 cannot encode. Python's parser joins PAIRS of escaped
-# surrogates to one character, so those that are left stand alone.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 # Where a long text may be cut, the best place first.
 _BREAKS = ("\n\n", "\n", ". ", " ")
 
 
-def sanitize(value: Any) -> Any:
-    """Return the JSON value without U+0000 and lone surrogates in its strings and keys."""
-    if isinstance(value, str):
-        # This check first: it takes a tenth of the time.
-        plain = value.isascii() and "\x00" not in value
-        return value if plain else _UNSTORABLE.sub("", value)
-    if isinstance(value, list):
-        return [sanitize(entry) for entry in value]
-    if isinstance(value, dict):
-        return {sanitize(key): sanitize(entry) for key, entry in value.items()}
-    return value
+#: Returns a JSON value without what PostgreSQL cannot store: U+0000 and lone surrogates. Python's
+#: parser joins PAIRS of escaped surrogates to one character, so those that are left stand alone.
+sanitize = storable_values
 
 
 def join_parts(parts: list[str]) -> str:

@@ -9,20 +9,11 @@ from typing import Mapping
 
 from hindsight_exec.client.urls import MAX_BANK_BYTES
 
-__all__ = ["FIELDS", "check_template", "expand", "repository_name", "usable_bank"]
+__all__ = ["FIELDS", "expand", "repository_name", "usable_bank"]
 
 FIELDS = (
     "profile", "workspace", "platform", "user", "chat", "thread", "session", "project", "git_project"
 )  # fmt: skip
-
-
-def check_template(template: str) -> None:
-    """Check a template without a session.
-
-    Raises:
-        ValueError: It cannot be expanded.
-    """
-    expand(template, dict.fromkeys(FIELDS, "x"))
 
 
 def expand(template: str, fields: Mapping[str, str]) -> str:

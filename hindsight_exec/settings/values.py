@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 
 from hindsight_exec.client.urls import MAX_BANK_BYTES, bank_problem, normalise_url
 
-from .banks import FIELDS, check_template, usable_bank
+from .banks import FIELDS, expand, usable_bank
 
 if TYPE_CHECKING:
     from dataclasses import Field
@@ -53,7 +53,7 @@ def _bank(value: Any, item: Field[Any]) -> str:
 def _template(value: Any, item: Field[Any]) -> str:
     template = _text(value, item)
     try:
-        check_template(template)
+        expand(template, dict.fromkeys(FIELDS, "x"))
     except ValueError as error:
         fields = ", ".join(f"{{{name}}}" for name in FIELDS)
         raise WrongValue(
