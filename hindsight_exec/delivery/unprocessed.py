@@ -78,8 +78,11 @@ def _in_files(
         if now() >= deadline:
             break
         with contextlib.suppress(OutboxUnavailable, ValueError):
-            with contextlib.closing(OutboxReader(path, readonly=True)) as outbox:
+            outbox = OutboxReader(path, readonly=True)
+            try:
                 found += look(outbox)
+            finally:
+                outbox.close()
     return found
 
 
