@@ -120,9 +120,10 @@ ELSEWHERE = {
             "readme_step",
         ),
         "pip install .": (CI, "readme_step"),
-        "pip install --no-deps hindsight-exec": ("tests/test_package.py", "pip install --no-deps"),
+        "pip install '.[cli]'": (CI, "demo_step"),
+        "pip install --no-deps .": ("tests/test_package.py", "pip install --no-deps"),
         "pip install tox": (CI, 'pip" install -q "tox'),
-        "pip install 'hindsight-exec[embedded]'": ("tox.ini", "hindsight-embed=="),
+        "pip install '.[embedded]'": ("tox.ini", "hindsight-embed=="),
         "pip install hindsight-all": ("tox.ini", "hindsight-api-slim[embedded-db]=="),
     },
     "would register with the scheduler of this machine": {

@@ -516,7 +516,7 @@ sources = st.sampled_from([source("s"), source("t"), source("a/b", "c"), source(
 class Outboxes(RuleBasedStateMachine):
     """A turn that was put is in one place: held, in a document, completed, erased; and unchanged.
 
-    The place is a file of a state folder, owned by a claim, or left by a process that ended or
+    The place is a file of a state directory, owned by a claim, or left by a process that ended or
     was killed, for the next one to adopt.
     """
 

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ConfigError("completion needs shtab; run pip install 'hindsight-exec[cli]'") from None
+        raise ConfigError("completion needs shtab; run pip install shtab") from None
     if args.shell not in shtab.SUPPORTED_SHELLS:
         known = ", ".join(shtab.SUPPORTED_SHELLS)
         raise ConfigError(f"unknown shell {args.shell!r} (expected one of {known})")

@@ -162,6 +162,10 @@ class HindsightClient:
             raise request.bad("the response does not say that it succeeded")
         if response.get("operation_id") is not None:
             request.field(response, "operation_id", str)
+        if response.get("operation_ids") is not None:
+            for one in (ids := request.field(response, "operation_ids", list)):
+                if type(one) is not str:
+                    raise request.bad(f"'operation_ids' should hold strings, not {ids!r:.100}")
         return response
 
     async def recall(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import zlib
 from datetime import timezone
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import aiohttp
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MAX_RETRY_AFTER = 3600.0  # seconds
 
 
@@ -69,7 +71,13 @@ _decoder = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_consta
 
 def loads(body: bytes) -> Any:
     # Decoded first: json would guess UTF-16 and UTF-32.
-    return _decoder.decode(body.decode("utf-8"))
+    content = _decoder.decode(body.decode("utf-8"))
+    if _SURROGATE.search(body):
+        # Half a character can be neither stored nor sent. All are replaced that
+        # have no other half.
+        text = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+        content = _decoder.decode(text.decode("utf-8"))
+    return content
 
 
 def error_detail(body: bytes) -> str:

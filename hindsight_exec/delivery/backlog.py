@@ -115,8 +115,10 @@ class Backlog:
 
     def take_all(self) -> None:
         """Make all held turns and all closed documents due now."""
+        # Nobody puts into an adopted one, and it may be large: callers wait for the lock.
+        known = self.outbox.held() if self.adopted else None
         with self.progress.lock:
-            for held in self.outbox.held():
+            for held in self.outbox.held() if known is None else known:
                 self.holding[held.source] = Holding(
                     Hold(), now(), turns=held.turns, chars=held.chars, ended=True
                 )

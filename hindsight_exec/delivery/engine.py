@@ -1,4 +1,4 @@
-"""What the writers of one state folder share in a process.
+"""What the writers of one state directory share in a process.
 
 The process's own outbox, the worker that delivers it, and the files that dead
 processes left. :mod:`.registry` makes an engine for the first writer of a
@@ -61,7 +61,7 @@ _SETTLE = 1.0
 
 
 class Engine:
-    """The outbox, the worker and the adopted files of one state folder.
+    """The outbox, the worker and the adopted files of one state directory.
 
     Safe from any thread. ``settings`` are those of the folder's first writer:
     they bound the exit and choose how durable the file is.
@@ -189,15 +189,17 @@ class Engine:
     def _adopt(self, room: int) -> list[Backlog]:
         return self.files.adopt(room)
 
-    def _retire(self, backlog: Backlog) -> None:
+    def _retire(self, backlog: Backlog) -> Optional[Backlog]:
         self.intake.drop(backlog)
-        self.files.retire(backlog)
+        return self.files.retire(backlog)
 
     def _save(self) -> bool:
         return self.intake.save()
 
     def _take_deferred(self) -> None:
         self.intake.take_deferred()
+        self.intake.tell()
+        self.intake.tell()
 
     def _seconds_to_pause(self) -> float:
         return self.intake.seconds_to_pause()
@@ -287,7 +289,7 @@ class Engine:
                 look(sum(summary.waiting for summary in self._ask_all(Outbox.summary)))
             # In this order: a file that is opened in between is waited for.
             if not self.files.unopened() and not self._is_waiting():
-                return True
+                return not self.files.failed()
             if not running or now() >= deadline:
                 return False
 

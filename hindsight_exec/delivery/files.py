@@ -1,4 +1,4 @@
-"""The outbox files of a state folder that this process owns.
+"""The outbox files of a state directory that this process owns.
 
 It creates one for its own turns, adopts those that dead processes left, sets
 aside the damaged ones, and gives all of them back.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
+from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.salvage import salvage
 from hindsight_exec.outbox.store import Outbox
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("hindsight_exec")
 
+#: Seconds to the next attempt to open a file.
+_PAUSE = 60.0
+
 
 class Files:
     """The files, and the claims on them. Safe from any thread.
 
     Args:
-        folder: The state folder.
+        folder: The state directory.
         durability: See `Settings`.
         progress: The lock of the backlogs' hints.
         key: Returns the key for a credential reference and URL, or None.
@@ -57,7 +62,8 @@ class Files:
         self.opening = threading.RLock()
         self._lock = progress.lock  # guards all that follows
         self._claims: dict[Backlog, spool.Claim] = {}
-        self._skip: set[Path] = set()  # files that this process cannot deliver
+        # Files that this process could not deliver: when it tries again.
+        self._skip: dict[Path, float] = {}
 
     def open(self, path: Path) -> Outbox:
         full = self._durability != "normal"
@@ -95,8 +101,7 @@ class Files:
                 try:
                     claim = spool.adopt(path)
                 except OutboxUnavailable as error:
-                    self._skip.add(path)
-                    _logger.warning("%s", error)
+                    self._leave(path, error)
                     continue
                 if claim is not None and (backlog := self._adopt(claim)) is not None:
                     backlogs.append(backlog)
@@ -115,13 +120,26 @@ class Files:
         """Whether dead processes left files that this process has not opened yet."""
         return any(not spool.is_live(path) for path in self._others())
 
+    def failed(self) -> bool:
+        """Whether dead processes left files that this process could not open so far."""
+        return any(at < math.inf and not spool.is_live(path) for path, at in self._skip.items())
+
     def _others(self) -> list[Path]:
-        """Return the files that this process neither owns nor skips."""
+        """Return the files that this process neither owns nor skips for now."""
         paths = spool.files(self._folder)
         with self._lock:
-            self._skip.intersection_update(paths)  # a gateway may live for a year
-            known = self._skip.union(claim.path for claim in self._claims.values())
+            for gone in self._skip.keys() - paths:  # a gateway may live for a year
+                del self._skip[gone]
+            known = {claim.path for claim in self._claims.values()}
+            known.update(path for path, at in self._skip.items() if at > now())
         return [path for path in paths if path not in known]
+
+    def _leave(self, path: Path, reason: object, level: int = logging.WARNING) -> None:
+        """Skip a file for a while, and say why, the first time."""
+        with self._lock:
+            if path not in self._skip:
+                _logger.log(level, "%s", reason)
+            self._skip[path] = now() + _PAUSE
 
     def _adopt(self, claim: spool.Claim) -> Optional[Backlog]:
         outbox = None
@@ -134,10 +152,8 @@ class Files:
             ]
             if unresolved:
                 # A key may only go to the server it was configured for.
-                self._skip.add(claim.path)
-                _logger.info(
-                    "%s waits for a process that can resolve %s", claim.path.name, unresolved
-                )
+                reason = f"{claim.path.name} waits for a process that can resolve {unresolved}"
+                self._leave(claim.path, reason, logging.INFO)
             elif outbox.is_empty():
                 outbox.close()
                 claim.release(remove=True)
@@ -147,56 +163,70 @@ class Files:
         except OutboxCorrupt as error:
             if outbox is not None:
                 outbox.close()
-            self._set_aside(claim, error)
-            return None
+            return self._set_aside(claim, error, adopted=True)
         except OutboxUnavailable as error:  # or OutboxNewer: a newer program delivers it
-            self._skip.add(claim.path)
-            _logger.warning("%s", error)
+            self._leave(claim.path, error)
         if outbox is not None:
             outbox.close()
         claim.release()
         return None
 
-    def _set_aside(self, claim: spool.Claim, error: Optional[Exception]) -> None:
-        """Copy what is readable in a damaged file into our own, and then rename it.
+    def _set_aside(
+        self, damaged: spool.Claim, error: Optional[Exception], *, adopted: bool
+    ) -> Optional[Backlog]:
+        """Copy what is readable in a damaged file into another one, and then rename it.
 
         In this order: if the process is killed meanwhile, the next one starts over.
+        What callers gave to this process goes to their own backlog, which counts
+        it; what it adopted goes to a backlog of its own, which is returned.
         """
-        saved = 0
+        claim: Optional[spool.Claim] = None
+        outbox: Optional[Outbox] = None
         try:
-            backlog = self._own()
-            saved = salvage(claim.path, backlog.outbox)
-            backlog.take_all()
-            aside = claim.set_aside("damaged")
+            if adopted:
+                claim = spool.create(self._folder)
+                outbox = self.open(claim.path)
+                saved = salvage(damaged.path, outbox)
+            else:
+                backlog = self._own()
+                saved = salvage(damaged.path, backlog.outbox)
+                backlog.take_all()
+            aside = damaged.set_aside("damaged")
         except Exception as failure:
-            self._skip.add(claim.path)
-            claim.release()
-            _logger.error(
-                "%s is damaged and stays where it is; the next start tries again: %s",
-                claim.path,
-                failure,
+            self._leave(
+                damaged.path,
+                f"{damaged.path} is damaged and stays where it is, to be tried again: {failure}",
+                logging.ERROR,
             )
-            return
+            damaged.release()
+            if outbox is not None:
+                outbox.close()
+            if claim is not None:
+                claim.release(remove=True)
+            return None
         _logger.error(
             "%s was set aside as %s (%s); %s of it will be delivered",
-            claim.path.name,
+            damaged.path.name,
             aside,
             error or "damaged",
             counted(saved),
         )
+        if outbox is None or claim is None:
+            return None
+        return self._claimed(Backlog(outbox, self._progress, adopted=True), claim)
 
     # --- giving back ------------------------------------------------------
 
-    def retire(self, backlog: Backlog) -> None:
-        """Close a backlog that is idle or broken."""
+    def retire(self, backlog: Backlog) -> Optional[Backlog]:
+        """Close a backlog that is idle or broken; return what an adopted one was salvaged into."""
         with self._lock:
             claim = self._claims.pop(backlog, None)
         if claim is not None and backlog.broken:
             with self.opening:
                 backlog.outbox.close()
-                self._set_aside(claim, None)
-        else:
-            self._close(backlog, claim)
+                return self._set_aside(claim, None, adopted=backlog.adopted)
+        self._close(backlog, claim)
+        return None
 
     def take_claims(self) -> dict[Backlog, Optional[spool.Claim]]:
         """Return the claims, no longer owned here, for :meth:`close`."""
@@ -213,9 +243,9 @@ class Files:
     def _close(self, backlog: Backlog, claim: Optional[spool.Claim]) -> None:
         empty = False
         with contextlib.suppress(OutboxUnavailable, ValueError):
-            empty = backlog.outbox.is_empty()
+            empty = backlog.outbox.close_empty()
         backlog.outbox.close()
         if claim is not None:
             if not empty:
-                self._skip.add(claim.path)
+                self._skip[claim.path] = math.inf  # it is another process's from now on
             claim.release(remove=empty)

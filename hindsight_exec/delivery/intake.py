@@ -64,7 +64,7 @@ class Intake:
         self._notify = notify
         self._wake = wake
         self._on_late = on_late
-        self._lock = delivery.progress.lock  # guards all that follows but the last three
+        self._lock = delivery.progress.lock  # guards all that follows but the last four
         self._closed = False
         self._creating = False  # the own outbox, by the thread that holds the lock
         self._own: Optional[Backlog] = None
@@ -75,6 +75,7 @@ class Intake:
         self._paused_at = now() + _FIRST_PAUSE  # if no such thread puts before
         self._is_used = False
         self._deferred: deque[Callable[[], object]] = deque()
+        self._trouble: deque[str] = deque()  # that the user has not been told of
 
     def next_turn(self, source: Source, *, counts: bool = True) -> tuple[float, int]:
         """Return time and number of a new turn.
@@ -135,6 +136,11 @@ class Intake:
                 return  # another thread was faster
             except Exception:
                 _logger.exception("A turn that a finalizer gave is lost")
+
+    def tell(self) -> None:
+        """Tell the user of what a put met. Called on the worker, as the user's code may block."""
+        while self._trouble:
+            self._notify(self._trouble.popleft())
 
     def oldest(self) -> Optional[float]:
         """Return when the oldest waiting turn of this process was given."""
@@ -280,5 +286,6 @@ class Intake:
                 self._delivery.add(spare)
         if is_new:
             _logger.error("%s", text)
-            self._notify(text)
+            self._trouble.append(text)
+            self._wake()
         return spare, put(spare.outbox)

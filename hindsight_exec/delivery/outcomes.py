@@ -38,6 +38,8 @@ _logger = logging.getLogger("hindsight_exec")
 
 #: Seconds between polls while a thread waits for completion.
 _WATCHED_POLL = 0.25
+#: Characters of a server's message that are kept.
+_DETAIL = 1000
 #: In the place of the number of polls: retry a failed operation instead.
 _RETRY = -1
 
@@ -142,9 +144,13 @@ class Outcomes:
                     self._poll_again(exchange, 0)
                 else:
                     backlog.send_again(exchange.batch)
-            except BaseException:
+            except BaseException as error:
                 backlog.stale = True
-                raise
+                if not isinstance(error, Exception):
+                    raise
+                # Of this server's making, perhaps: it must not hold up the others.
+                _logger.exception("A response could not be acted upon")
+                exchange.server.lane.backoff.failed(now())
             finally:
                 del self.in_flight[future]
 
@@ -302,7 +308,7 @@ class Outcomes:
         if status == "completed":
             self._complete(exchange)
         elif status in ("failed", "cancelled"):
-            self._operation_failed(exchange, str(response.get("error_message") or status))
+            self._operation_failed(exchange, str(response.get("error_message") or status)[:_DETAIL])
         elif status == "not_found" and exchange.polls > 0:
             bank = backlog.destination(batch.destination).bank
             ids = backlog.outbox.document_ids(batch)

@@ -137,25 +137,35 @@ class Progress:
             if own:
                 self.counters.own_completed += _total(turns)
                 _subtract(self.unfinished, turns)
+                # After an error of the disk, it may not have been told that they were accepted.
+                for source, _ in turns:
+                    excess = self.waiting.get(source, 0) - self.unfinished.get(source, 0)
+                    if excess > 0:
+                        _subtract(self.waiting, [(source, excess)])
             self.notify_all()
 
-    def limit(self, unfinished: Iterable[tuple[Source, int, int]]) -> None:
+    def limit(self, unfinished: Iterable[tuple[Source, int, int]], *, given: int) -> bool:
         """Count no more turns than the rows say: (source, not accepted, not completed).
 
         For a change that was made on disk and not here. What was put and is
-        about to be counted here, is more on disk.
+        about to be counted here, is more on disk. What was counted since
+        ``given`` was, before the rows were read, may not be in them: then this
+        does nothing, and returns False.
         """
         rows: dict[Source, tuple[int, int]] = {}
         for source, waiting, turns in unfinished:
             before = rows.get(source, (0, 0))
             rows[source] = (before[0] + waiting, before[1] + turns)
         with self.lock:
+            if self.counters.given != given:
+                return False
             for place, counts in enumerate((self.waiting, self.unfinished)):
                 for source, count in list(counts.items()):
                     excess = count - rows.get(source, (0, 0))[place]
                     if excess > 0:
                         _subtract(counts, [(source, excess)])
             self.notify_all()
+        return True
 
     def forgotten(self, turns: TurnsBySource) -> None:
         """Count accepted turns as waiting again: the server does not have them after all."""

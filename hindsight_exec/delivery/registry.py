@@ -1,4 +1,4 @@
-"""The engines of the process: one for each state folder, shared by its writers."""
+"""The engines of the process: one for each state directory, shared by its writers."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _LATELY = 600.0
 
 
 def search_unprocessed(folder: Path, query: Query, seconds: float = 0.15) -> list[Found]:
-    """Return the turns in a state folder that fit best, the newest first.
+    """Return the turns in a state directory that fit best, the newest first.
 
     Of many turns, the oldest are not found in ``seconds``.
     """
@@ -44,7 +44,7 @@ def search_unprocessed(folder: Path, query: Query, seconds: float = 0.15) -> lis
 def unprocessed_contents(
     folder: Path, destination: Destination, session: str, seconds: float = 1.0
 ) -> set[str]:
-    """Return what the messages of a session say that wait in a state folder, safe on disk."""
+    """Return what the messages of a session say that wait in a state directory, safe on disk."""
     deadline = now() + seconds
 
     def look(outbox: OutboxReader) -> list[str]:

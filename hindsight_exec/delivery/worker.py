@@ -51,7 +51,7 @@ class Delivery:
         adopt: Adopts the backlogs of dead processes, at most so many.
         prepare: Prepares for the first request, if there is time before it.
         retire: Told that a backlog is idle, or that it cannot be used
-            (``backlog.broken``).
+            (``backlog.broken``); returns one to deliver in its place, or None.
         take_deferred, save, seconds_to_pause: See :class:`.intake.Intake`.
         stall_after: Seconds without progress, while turns are waiting, after
             which one warning is logged.
@@ -65,7 +65,7 @@ class Delivery:
         notify: Callable[[str], None],
         adopt: Callable[[int], list[Backlog]],
         prepare: Callable[[], None],
-        retire: Callable[[Backlog], None],
+        retire: Callable[[Backlog], Optional[Backlog]],
         take_deferred: Callable[[], None],
         save: Callable[[], bool],
         seconds_to_pause: Callable[[], float],
@@ -248,7 +248,8 @@ class Delivery:
             if backlog.broken or (backlog.adopted and backlog.idle):
                 with self.progress.lock:
                     self.backlogs.remove(backlog)
-                self._retire(backlog)
+                if (rest := self._retire(backlog)) is not None:
+                    self.add(rest)
                 self._adopt_at = min(self._adopt_at, now)  # there is room for more
                 due.append(now)
         if self._outcomes.abandoned:
@@ -264,6 +265,8 @@ class Delivery:
 
     def _reload(self, backlog: Backlog) -> None:
         backlog.reload()
+        with self.progress.lock:
+            given = self.progress.counters.given
         rows: list[tuple[Source, int, int]] = []
         for one in self.backlogs:
             if one.adopted or one.broken:
@@ -273,7 +276,8 @@ class Delivery:
             except OutboxError:
                 one.stale = True  # this one may be delivered; counted when both can be read
                 return
-        self.progress.limit(rows)
+        if not self.progress.limit(rows, given=given):
+            backlog.stale = True  # some were given meanwhile: once more
 
     def _deliver(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Do what is due in a backlog; return when other things will be."""

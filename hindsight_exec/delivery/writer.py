@@ -1,6 +1,6 @@
 """`RetainWriter`, what callers hold: it takes turns, waits for them, closes.
 
-It is a handle. What all handles of a state folder share in a process is in
+It is a handle. What all handles of a state directory share in a process is in
 :mod:`.engine`.
 """
 
@@ -41,8 +41,8 @@ class RetainWriter:
 
     Args:
         settings: Server, bank, and how turns are held and delivered.
-        state: The state folder; by default ``HINDSIGHT_EXEC_STATE``, else the
-            user's state folder.
+        state: The state directory; by default ``HINDSIGHT_EXEC_STATE``, else the
+            user's state directory.
         on_trouble: Called on the worker thread with a text for the user: once
             when turns begin to wait on disk, and once when all have arrived.
 

@@ -79,7 +79,7 @@ def missing(settings: Settings, environ: Optional[Mapping[str, str]] = None) -> 
     if importlib.util.find_spec("hindsight_embed") is None:
         return (
             "mode local_embedded needs hindsight-embed (and Python 3.11 or later):"
-            f" {sys.executable} -m pip install 'hindsight-exec[embedded]'"
+            f" {sys.executable} -m pip install hindsight-embed"
         )
     if settings.llm_provider == "openai_compatible" and not settings.llm_base_url:
         # Without an endpoint, the conversations would go to OpenAI.

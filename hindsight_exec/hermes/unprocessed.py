@@ -25,7 +25,7 @@ _SHOWN = 5  # passages that the server has not processed
 
 
 class Unprocessed:
-    """Searches a state folder, also for a provider that writes nothing. Safe from any thread."""
+    """Searches a state directory, also for a provider that writes nothing. Safe from any thread."""
 
     def __init__(self, settings: Settings, folder: Path | None) -> None:
         self._settings = settings
@@ -39,7 +39,7 @@ class Unprocessed:
         """What other sessions said of this that the server has not processed yet.
 
         It reads the disk, for a bounded time, and finds what any process gave
-        that uses the same state folder, server, key and bank.
+        that uses the same state directory, server, key and bank.
         """
         settings, bank = self._settings, identity.bank(self._settings)
         words = terms(topic_words(query))

@@ -99,6 +99,16 @@ class Process:
         return set(self._descriptors)
 
 
+class Inherited:
+    """What a forked child has in place of its parent's connection."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._database.inherited()
+
+
 _process = Process()
 # A child keeps the connections of its parent referenced, as closing one would
 # change the parent's file.

@@ -40,6 +40,7 @@ _UNFINISHED = """SELECT source, sum(waiting), sum(turns) FROM (
     SELECT d.source, CASE WHEN b.accepted THEN 0 ELSE d.turns END, d.turns
       FROM documents d LEFT JOIN batches b ON b.id = d.batch WHERE d.reason IS NULL)
     GROUP BY source"""
+_SOMETHING = "SELECT 1 WHERE EXISTS (SELECT 1 FROM turns) OR EXISTS (SELECT 1 FROM documents)"
 _IS_WAITING = """SELECT EXISTS (SELECT 1 FROM turns) OR EXISTS (
     SELECT 1 FROM documents d LEFT JOIN batches b ON b.id = d.batch
     WHERE d.reason IS NULL AND NOT coalesce(b.accepted, 0))"""
@@ -113,6 +114,10 @@ class OutboxReader:
     def close(self) -> None:
         """Close the file. Idempotent."""
         self._db.close()
+
+    def close_empty(self) -> bool:
+        """Close the file; return whether nobody needs anything in it, whoever puts meanwhile."""
+        return self._db.close(_SOMETHING) is None
 
     # --- what the delivery asks -------------------------------------------
 
@@ -199,9 +204,7 @@ class OutboxReader:
 
     def is_empty(self) -> bool:
         """Whether nobody needs anything in it."""
-        return not self._db.all(
-            "SELECT 1 WHERE EXISTS (SELECT 1 FROM turns) OR EXISTS (SELECT 1 FROM documents)"
-        )
+        return not self._db.all(_SOMETHING)
 
     def is_waiting(self) -> bool:
         """Whether the server lacks any of it; cheap, however many turns there are."""

@@ -1,4 +1,4 @@
-"""The state folder: which process owns which outbox file, and what dead processes left.
+"""The state directory: which process owns which outbox file, and what dead processes left.
 
 Each process writes a file of its own, ``<id>.db``, while it holds the lock on
 ``<id>.lock`` beside it. The system drops that lock when the process ends, in

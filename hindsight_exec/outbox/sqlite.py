@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
 
-from .forks import this_process
+from .forks import Inherited, this_process
 from .spool import sync_names
 
 # sqlite3 raises OperationalError for this damage, and for a full disk alike.
@@ -28,6 +28,8 @@ _DAMAGE = re.compile(
 
 #: Errors of the file or the disk. Our own mistakes pass through as they are.
 _ERRORS = (sqlite3.DatabaseError, OSError, UnicodeDecodeError)
+
+_OWNER_WAITS, _READER_WAITS = 0.25, 5.0  # seconds for another program's lock, such as a backup's
 
 #: Bytes of a page at most, by SQLite's format.
 _LARGEST_PAGE = 1 << 16
@@ -96,7 +98,8 @@ class Database:
         process.check()
         try:
             with process.lock:
-                self.connection = _connect(target)
+                waits = _OWNER_WAITS if mode == "rwc" else _READER_WAITS
+                self.connection = _connect(target, waits)
                 process.databases.add(self)
         except _ERRORS as error:
             raise self.ours(error) from None
@@ -124,11 +127,18 @@ class Database:
         self.connection.close()
         self.connection = _connect(":memory:")
 
-    def close(self) -> None:
-        """Close the file. Idempotent, and nothing in a forked child."""
-        if self._pid == os.getpid():
-            with self.access, contextlib.suppress(sqlite3.Error):
-                self.connection.close()
+    def close(self, last: str = "") -> Any:
+        """Close the file right after a last query; return its first row.
+
+        Without a query it is idempotent, and nothing in a forked child.
+        """
+        if self._pid != os.getpid() and not last:
+            return None
+        with self.access, contextlib.suppress(sqlite3.Error), contextlib.closing(self.connection):
+            if last:
+                with self.step:
+                    return self.first(last)
+        return None
 
     # --- steps --------------------------------------------------------------
 
@@ -153,7 +163,7 @@ class Database:
 
         Returns it, for the caller to keep: closing it would change the file.
         """
-        connection, self.connection = self.connection, _Inherited(self)  # type: ignore[assignment]
+        connection, self.connection = self.connection, Inherited(self)  # type: ignore[assignment]
         return connection
 
     def inherited(self) -> OutboxUnavailable:
@@ -314,16 +324,6 @@ class Database:
         return OutboxCorrupt(f"the outbox {self.name} is damaged: {text}")
 
 
-class _Inherited:
-    """What a forked child has in place of its parent's connection."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def __getattr__(self, name: str) -> Any:
-        raise self._database.inherited()
-
-
 class _Step:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -394,5 +394,7 @@ class _Level:
             self._database.set_level(self._database.usual)
 
 
-def _connect(target: str) -> sqlite3.Connection:
-    return sqlite3.connect(target, isolation_level=None, check_same_thread=False, uri=True)
+def _connect(target: str, timeout: float = 0.0) -> sqlite3.Connection:
+    return sqlite3.connect(
+        target, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
+    )

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 30
 
 #: Longest turn or document that is taken, in bytes. SQLite's bound for a row is
-#: 1e9, and a turn's JSON may double when it is written into a document's.
-MAX_ROW_BYTES = 1 << 28
+#: 1e9, and a control character of a turn has seven bytes in a document's JSON.
+MAX_ROW_BYTES = 1 << 27
 
 #: Sources whose numbers are kept in memory. Beyond it, sources without turns
 #: are deleted: a gateway sees new sessions for years.

@@ -48,9 +48,7 @@ def _split_dotenv(text: str) -> List[Entry]:
     try:
         from dotenv.parser import parse_stream  # noqa: PLC0415 - only where there is a file
     except ImportError as error:
-        raise ConfigError(
-            "python-dotenv is not installed: pip install 'hindsight-exec[hermes]'"
-        ) from error
+        raise ConfigError("python-dotenv is not installed: pip install python-dotenv") from error
     bindings = parse_stream(io.StringIO(text, newline=""))
     return [Entry(one.key, one.value, one.original.string) for one in bindings]
 

@@ -13,7 +13,7 @@ __all__ = ["absolute", "default_hermes_home", "managed_folder", "state_folder", 
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """Where turns wait: ``HINDSIGHT_EXEC_STATE``, else the user's state folder of the platform.
+    """Where turns wait: ``HINDSIGHT_EXEC_STATE``, else the user's state directory of the platform.
 
     Raises:
         ConfigError: There is no home folder to put it into.

@@ -133,7 +133,7 @@ def test_a_transcript_without_turns(cli: Cli, server: Serving) -> None:
 
 
 def test_without_a_server_the_embedded_one_keeps_it(cli: Cli) -> None:
-    """With nothing configured the data goes to the state folder, and `serve` shows it."""
+    """With nothing configured the data goes to the state directory, and `serve` shows it."""
     said = cli.transcript(20)
     done = cli("retain", "talk.jsonl")
     assert done.status == 0
@@ -381,7 +381,7 @@ def test_doctor_looks_at_hermes_too(cli: Cli, server: Serving) -> None:
 
 
 def test_doctor_in_a_folder_that_cannot_be_used(cli: Cli) -> None:
-    """A state folder that is a file is named, with what to do."""
+    """A state directory that is a file is named, with what to do."""
     (cli.folder / "file").write_text("")
     done = cli("doctor", "--json", "--state", str(cli.folder / "file"))
     assert (done.status, checks(done)["state directory"]) == (1, "failed")

@@ -1,4 +1,4 @@
-"""Fixtures of this room: a server, a state folder, and writers."""
+"""Fixtures of this room: a server, a state directory, and writers."""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
     for number in range(150):
         writer.put(turn(number, "x" * 2000), session="s")
     assert writer.counters().waiting == 150
+    eventually(lambda: any(one.startswith(IN_MEMORY) for one in trouble))
     assert sum(one.startswith(IN_MEMORY) for one in trouble) == 1
     assert sum(one.startswith(IN_MEMORY) for one in errors(caplog)) == 1
     (folder / "ballast").unlink()
@@ -124,6 +125,8 @@ def test_turns_in_memory_go_to_disk(mounted: Any, write: Any, run: Any) -> None:
         "for number in range(150):\n"
         "    writer.put(turn(number, 'x' * 2000), session='s')\n"
         "writer.put(turn(150), session='t', immediate=True)\n"
+        "while not trouble:\n"
+        "    time.sleep(0.01)\n"
         "assert len(trouble) == 1, trouble\n"
         "ballast.unlink()\n"
         "while any(one.outbox.summary().waiting for one in writer._engine.delivery.backlogs\n"
@@ -248,6 +251,7 @@ def test_a_file_in_the_folders_place(write: Any, server: Serving, state: Path) -
         writer.put(turn(number), session="s")
     assert writer.flush(60, completed=True)
     assert stored(server.url) == {"s": texts(range(10))}
+    eventually(lambda: trouble)
     assert [one[: len(IN_MEMORY)] for one in trouble] == [IN_MEMORY]
     assert state.read_text() == "in the way"
 

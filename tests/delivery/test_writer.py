@@ -49,7 +49,7 @@ print("given", flush=True)
 
 
 def left(state: Path) -> list[str]:
-    """The files of the state folder, without its own lock."""
+    """The files of the state directory, without its own lock."""
     return sorted(one.name for one in state.iterdir() if one.name != ".folder.lock")
 
 

@@ -477,7 +477,7 @@ def test_what_is_missing(home, clean, monkeypatch):
     """Without the package, or for root, memory is off, and what to do is said."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     configure(home, mode="local_embedded")
-    assert "hindsight-exec[embedded]" in HindsightMemoryProvider().unavailable_reason()
+    assert "pip install hindsight-embed" in HindsightMemoryProvider().unavailable_reason()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert "root" in HindsightMemoryProvider().unavailable_reason()

@@ -2,7 +2,7 @@
 
 Its argument is JSON: `sessions`, `first` and `turns` say what is given, `size` how much text a
 turn has, `pause` how many seconds lie between two, and `then` what follows: "exit", "flush"
-(wait until all is processed) or "adopt" (wait until the state folder holds nothing more).
+(wait until all is processed) or "adopt" (wait until the state directory holds nothing more).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A host that writes to Hindsight: its configuration, its state folder, its programs."""
+"""A host that writes to Hindsight: its configuration, its state directory, its programs."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Host:
         self.give(then="adopt").end(seconds)
 
     def files(self) -> list[str]:
-        """What is left in the state folder of turns."""
+        """What is left in the state directory of turns."""
         return sorted(path.name for path in self.state.glob("*.db"))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A system that can be written nowhere but in the state folder."""
+"""A system that can be written nowhere but in the state directory."""
 
 from __future__ import annotations
 

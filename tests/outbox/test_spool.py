@@ -1,4 +1,4 @@
-"""The state folder: one owner a file, and what dead owners leave goes to one heir."""
+"""The state directory: one owner a file, and what dead owners leave goes to one heir."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process does with its state folder, and what the next one makes of it.
+"""What a process does with its state directory, and what the next one makes of it.
 
 Run as a program it lives a life; each promise and each send is marked in the recording. Imported,
 it starts on what is left, delivers it, and says what does not agree with what was promised.

@@ -456,7 +456,7 @@ def test_an_env_file_that_cannot_be_read(home, monkeypatch):
     (home / ".env").write_text("OTHER=1\n", encoding="utf-8")
     assert not Settings.load(home, {}).unusable
     (home / ".env").write_text("HINDSIGHT_API_URL=http://h\n", encoding="utf-8")
-    assert "pip install 'hindsight-exec[hermes]'" in Settings.load(home, {}).unusable
+    assert "pip install python-dotenv" in Settings.load(home, {}).unusable
 
 
 def test_profiles_do_not_mix(home, tmp_path, monkeypatch):
@@ -508,7 +508,7 @@ def test_settings_are_values():
 
 
 def test_where_turns_wait(tmp_path, monkeypatch):
-    """The state folder is the named one, else the platform's; a relative XDG path is ignored."""
+    """The state directory is the named one, else the platform's; a relative XDG path is ignored."""
     assert state_folder({"HINDSIGHT_EXEC_STATE": str(tmp_path)}) == tmp_path
     monkeypatch.chdir(tmp_path)
     assert state_folder({"HINDSIGHT_EXEC_STATE": "x"}) == Path.cwd() / "x"
@@ -535,7 +535,7 @@ def test_where_hermes_lives(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError])
 def test_no_home_folder(monkeypatch, error):
-    """Without a home folder the state folder is a clear error, and loading still works."""
+    """Without a home folder the state directory is a clear error, and loading still works."""
 
     def homeless(_):
         raise error

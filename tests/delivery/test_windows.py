@@ -1,0 +1,327 @@
+"""What other threads, other programs or the server do just between two steps of the delivery."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_server import ScriptedServer
+from serving import Serving, free_port, stored, texts, turn
+from waiting import eventually
+
+from hindsight_exec.delivery import files, worker
+from hindsight_exec.delivery.backlog import Backlog
+from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.outbox import spool, sqlite
+from hindsight_exec.outbox.store import Outbox
+
+LIMIT = 60
+
+#: A program that gives turns, and ends before they are sent.
+ENDS = """
+import os, sys
+from pathlib import Path
+from hindsight_exec import RetainWriter, Settings
+from serving import turn
+writer = RetainWriter(Settings(api_url=sys.argv[1], bank_id="b"), state=Path(sys.argv[2]))
+for number in range(3):
+    assert writer.put(turn(number), session="s")
+os._exit(9)
+"""
+
+
+def end_with_turns(url: str, state: Path) -> Path:
+    """Have a process leave three turns of session "s" behind; return its file."""
+    place = str(Path(__file__).parent.parent)
+    variables = {**os.environ, "PYTHONPATH": place}
+    command = [sys.executable, "-c", ENDS, url, str(state)]
+    assert subprocess.run(command, env=variables, timeout=LIMIT, check=False).returncode == 9
+    (file,) = spool.files(state)
+    return file
+
+
+def nobody() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+class Answers:
+    """A server that stores documents; `retain` and `operation` are what it answers."""
+
+    def __init__(self, retain: Any = None, operation: Any = None) -> None:
+        self.retain = retain or (lambda given: {"success": True, **given})
+        self.operation = operation or {"status": "completed"}
+        self.items: list[dict[str, Any]] = []
+        self.retries = 0
+
+    def __call__(self, connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.target.endswith("/memories"):
+                given = request.json
+                self.items += given["items"]
+                connection.answer(200, self.retain({"operation_id": given["operation_id"]}))
+            elif request.method == "POST":
+                self.retries += 1
+                connection.answer(200, {"status": "pending"})
+            elif "/operations/" in request.target:
+                connection.answer(200, self.operation)
+            else:
+                connection.answer(404, {})
+
+
+# --- the caller's side ----------------------------------------------------------
+
+
+def test_a_put_as_its_file_is_closed(write: Any, state: Path, server: Serving, monkeypatch) -> None:
+    """A file that was empty a moment ago, and has a turn when it is closed, stays."""
+    writer = write(server.url)
+    writer.put(turn(0), session="s")
+    assert writer.flush(LIMIT, completed=True)
+    about_to_put, put = threading.Event(), threading.Event()
+    kept: list[bool] = []
+    put_for = Outbox.put_for
+
+    def late_put(outbox: Outbox, *arguments: Any) -> Any:
+        about_to_put.set()
+        assert closing.wait(LIMIT)
+        monkeypatch.setattr(Outbox, "put_for", put_for)
+        return put_for(outbox, *arguments)
+
+    def give() -> None:
+        kept.append(writer.put(turn(1), session="s"))
+        put.set()
+
+    closing = threading.Event()
+    close = Outbox.close
+
+    def close_slowly(outbox: Outbox) -> None:
+        closing.set()
+        assert put.wait(LIMIT)
+        close(outbox)
+
+    close_empty = Outbox.close_empty
+
+    def close_empty_slowly(outbox: Outbox) -> bool:
+        closing.set()
+        assert put.wait(LIMIT)
+        return close_empty(outbox)
+
+    monkeypatch.setattr(Outbox, "put_for", late_put)
+    monkeypatch.setattr(Outbox, "close", close_slowly)
+    monkeypatch.setattr(Outbox, "close_empty", close_empty_slowly)
+    thread = threading.Thread(target=give)
+    thread.start()
+    assert about_to_put.wait(LIMIT)
+    writer.close(0)
+    thread.join(LIMIT)
+    assert kept == [True]
+    (file,) = spool.files(state)
+    with contextlib.closing(Outbox(file, readonly=True)) as outbox:
+        assert outbox.summary().waiting == 1
+
+
+def test_a_put_while_counts_are_corrected(write: Any, monkeypatch) -> None:
+    """A turn that is given after the rows were read is not taken off the counts."""
+    writer = write(nobody())
+    writer.put(turn(0), session="s")
+    unfinished = Backlog.unfinished
+    given: list[bool] = []
+
+    def and_give(backlog: Backlog) -> Any:
+        rows = unfinished(backlog)
+        if not given:
+            thread = threading.Thread(
+                target=lambda: given.append(writer.put(turn(1), session="other"))
+            )
+            thread.start()
+            thread.join(LIMIT)
+        return rows
+
+    monkeypatch.setattr(Backlog, "unfinished", and_give)
+    (backlog,) = writer._engine.open_backlogs()
+    backlog.stale = True
+    writer._engine.wake()
+    eventually(lambda: given and not backlog.stale)
+    assert given == [True]
+    assert not writer.flush(0.1, session="other")
+    assert writer.counters().waiting == 2
+
+
+def test_on_trouble_is_called_on_the_worker(write: Any, tmp_path: Path) -> None:
+    """A host may give a turn under a lock that its on_trouble takes."""
+    (tmp_path / "file").touch()
+    lock = threading.Lock()
+    told: list[tuple[str, bool]] = []
+
+    def on_trouble(text: str) -> None:
+        told.append((text, lock.acquire(timeout=LIMIT)))
+        lock.release()
+
+    writer = write(nobody(), tmp_path / "file" / "state", on_trouble=on_trouble)
+    with lock:
+        assert not writer.put(turn(0), session="s")
+        assert told == []
+    eventually(lambda: told)
+    assert told[0][0].startswith("Turns are kept in memory only")
+    assert told[0][1]
+
+
+def test_a_file_that_another_program_has_locked(write: Any, state: Path, server: Serving) -> None:
+    """Turns are in memory meanwhile, and on disk and delivered afterwards."""
+    port = free_port()
+    writer = write(f"http://127.0.0.1:{port}")
+    assert writer.put(turn(0), session="s")
+    (file,) = spool.files(state)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert not writer.put(turn(1), session="s")
+    other.execute("ROLLBACK")
+    other.close()
+    serving = Serving(port=port)
+    try:
+        eventually(lambda: writer.flush(5, completed=True))
+        assert sorted(stored(serving.url)["s"]) == sorted(texts(range(2)))
+    finally:
+        writer.close(0)
+        serving.close()
+
+
+def test_the_owner_does_not_wait_long(tmp_path: Path) -> None:
+    """SQLite's own patience is five seconds, and every put would take as long."""
+    with contextlib.closing(Outbox(tmp_path / "a.db")) as outbox:
+        assert outbox._db.pragma("busy_timeout") == sqlite._OWNER_WAITS * 1000 < 1000
+
+
+# --- what earlier processes left -------------------------------------------------
+
+
+def test_salvaged_turns_are_not_those_of_this_process(write: Any, state: Path) -> None:
+    """A session goes on while turns of its earlier process are salvaged from a damaged file."""
+    gate = threading.Event()
+
+    def retain(given: dict[str, str]) -> dict[str, Any]:
+        assert gate.wait(LIMIT)
+        return {"success": True, **given}
+
+    answers = Answers(retain)
+    with ScriptedServer(answers) as server:
+        file = end_with_turns(server.url, state)
+        with contextlib.closing(sqlite3.connect(file)) as database, database:
+            database.execute("UPDATE turns SET sizes = '[\"x\"]' WHERE id = 1")
+        writer = write(server.url, retain_idle_seconds=900.0)
+        eventually(lambda: answers.items)  # the other two are on their way
+        assert writer.put(turn(9), session="s")
+        gate.set()
+        eventually(lambda: writer.counters().completed == 2)
+        assert writer.counters().waiting == 1
+        assert writer.flush(LIMIT)
+        text = json.dumps(answers.items)
+        assert [f"User: {number} " in text for number in (0, 1, 2, 9)] == [False, True, True, True]
+        writer.close()
+    assert [path.suffix for path in state.glob("*.aside")] == [".aside"]
+
+
+def test_a_file_that_cannot_be_adopted_now(write: Any, state: Path, monkeypatch, caplog) -> None:
+    """It is not forgotten: deliver_all() says so, and a later attempt delivers it."""
+    monkeypatch.setattr(files, "_PAUSE", 0.2)
+    monkeypatch.setattr(worker, "_ADOPT", 0.1)
+    adopt = spool.adopt
+    attempts: list[Path] = []
+
+    def fail_at_first(path: Path) -> Any:
+        attempts.append(path)
+        if len(attempts) < 3:
+            raise OutboxUnavailable("too many open files")
+        return adopt(path)
+
+    answers = Answers()
+    with ScriptedServer(answers) as server:
+        end_with_turns(server.url, state)
+        monkeypatch.setattr(spool, "adopt", fail_at_first)
+        writer = write(server.url)
+        assert not writer.deliver_all(LIMIT)
+        eventually(lambda: writer.deliver_all(LIMIT))
+        assert len(answers.items) == 1
+    assert caplog.text.count("too many open files") == 1
+
+
+# --- the server's side ------------------------------------------------------------
+
+
+def test_an_acceptance_that_could_not_be_read_back(write: Any, monkeypatch) -> None:
+    """The counts are right in the end, and later flushes of the session end."""
+    turns_of = Outbox.turns_of
+    failed: list[int] = []
+
+    def fail_once(outbox: Outbox, batch: Any) -> Any:
+        if not failed:
+            failed.append(1)
+            raise OutboxUnavailable("the disk failed")
+        return turns_of(outbox, batch)
+
+    monkeypatch.setattr(Outbox, "turns_of", fail_once)
+    answers = Answers()
+    with ScriptedServer(answers) as server:
+        writer = write(server.url)
+        writer.put(turn(0), session="s", immediate=True)
+        assert writer.flush(LIMIT, completed=True)
+        assert writer.counters().waiting == 0
+        writer.put(turn(1), session="s", immediate=True)
+        assert writer.flush(LIMIT, completed=True)
+
+
+@pytest.fixture
+def soon(monkeypatch) -> None:
+    """What failed operations wait for comes at once."""
+    monkeypatch.setattr(
+        "hindsight_exec.delivery.outcomes.next_retry", lambda retries: None if retries >= 2 else 0.0
+    )
+
+
+def test_half_a_character_in_a_message(write: Any, state: Path, soon: None) -> None:
+    """An error message that was cut within a character is kept, and the turn ends as a dead letter."""
+    answers = Answers(
+        operation={"status": "failed", "error_message": "LLM said \ud83d" + "x" * 9999}
+    )
+    with ScriptedServer(answers) as server:
+        writer = write(server.url)
+        writer.put(turn(0), session="s", immediate=True)
+        eventually(lambda: writer.counters().dead)
+        assert answers.retries == 2
+        (file,) = spool.files(state)
+        with contextlib.closing(Outbox(file, readonly=True)) as outbox:
+            (entry,) = outbox.entries()
+        assert "LLM said ?x" in entry["error"]
+        assert len(entry["error"]) < 1100
+
+
+@pytest.mark.parametrize(
+    "answer, times",
+    [
+        ({"operation_id": "\ud800"}, 1),
+        ({"operation_ids": {"a": 1}}, 2),
+        ({"operation_ids": [1]}, 2),
+        ({"operation_id": 1}, 2),
+    ],
+)
+def test_odd_operations(write: Any, answer: dict[str, Any], times: int) -> None:
+    """An answer that names no operation is a failure like others, and is followed by a pause."""
+    retained: list[dict[str, str]] = []
+
+    def retain(given: dict[str, str]) -> dict[str, Any]:
+        retained.append(given)
+        return {"success": True, **(answer if len(retained) == 1 else given)}
+
+    with ScriptedServer(Answers(retain)) as server:
+        writer = write(server.url)
+        writer.put(turn(0), session="s", immediate=True)
+        assert writer.flush(LIMIT, completed=True)
+    assert len(retained) == times
+    assert len({given["operation_id"] for given in retained}) == 1
