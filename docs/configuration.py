@@ -76,6 +76,11 @@ A request holds documents, a document holds turns of one session, and the server
 - `retain_every_n_turns` is N, above 1: N turns are a document, whatever their length and however long they are apart; the other two keys do not count. 100 short turns take 34 calls with N = 3 and 20 with N = 10; the long ones take 67 with N = 3 and 70 with N = 10.
 
 In all cases the rest is sent when the session ends or switches, at shutdown, at exit, or at the next start, and `hindsight_retain` sends at once. Turns that are not sent yet are on disk.
+
+## Variables that are no keys
+
+- `HINDSIGHT_EXEC_STATE`: the [state directory](operations.md#the-state-directory).
+- `NO_COLOR`: commands use no colours and show no progress bar.
 """
 
 

@@ -127,7 +127,7 @@ class Settings:
     auto_retain: bool = _key(True, "bool", "Retain each turn.", narrow=False, group="Retain")
     retain_async: bool = _key(True, "bool", "A turn counts as delivered once the server has accepted it; false: once it"
         " has processed it, and the tool hindsight_retain waits for that.", group="Retain")
-    retain_every_n_turns: int = _key(1, "int", "Above 1: so many turns of a session make a document, whatever their length; the rest goes"
+    retain_every_n_turns: int = _key(1, "int", "Above 1: this many turns of a session make a document, whatever their length; the rest goes"
         " when the session ends. retain_document_chars and retain_idle_seconds then do not count.", minimum=1, group="Retain")
     retain_document_chars: int = _key(3000, "int", "Characters of a session that make a document, and go together.",
         minimum=1, group="Retain")
@@ -141,8 +141,8 @@ class Settings:
     retain_assistant_prefix: str = _key("Assistant", "label", "Label of what the assistant says.",
         env="HINDSIGHT_RETAIN_ASSISTANT_PREFIX", group="Retain")
     redact: bool = _key(True, "bool", "Replace what looks like a key, a token or a password before it is saved.", group="Retain")
-    retain_skip_patterns: Tuple[str, ...] = _key((), "patterns", "Regular expressions (a JSON list). Keep no turn whose question one of them"
-        " is found in.", strict=True, group="Retain")
+    retain_skip_patterns: Tuple[str, ...] = _key((), "patterns", "Regular expressions (a JSON list). Drop turns whose user message"
+        " matches any of them.", strict=True, group="Retain")
     retain_strip_patterns: Tuple[str, ...] = _key((), "patterns", "Regular expressions (a JSON list). Take out what they match before a turn is"
         " saved.", strict=True, group="Retain")
     retain_max_chars: int = _key(0, "int", "Characters of a message that are kept at most; 0 means all.", minimum=0, group="Retain")
@@ -153,8 +153,8 @@ class Settings:
 
     drain_timeout: float = _key(10.0, "number", "Seconds that exit or shutdown waits for turns to be delivered; what is"
         " left waits on disk.", minimum=0, group="Delivery")
-    durability: str = _key("full", "choice", "A turn that was taken survives a power cut (full), a killed process"
-        " (normal), or is only in memory, and never on disk (memory).",
+    durability: str = _key("full", "choice", "What an accepted turn survives: a power cut (full) or a killed"
+        " process (normal); memory never writes to disk.",
         choices=("full", "normal", "memory"), group="Delivery")
 
     llm_provider: str = _key("", "text", "LLM provider of the embedded server, such as " + ", ".join(PROVIDERS) +
@@ -164,7 +164,7 @@ class Settings:
     llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
         aliases=("llmApiKey",), group="Embedded", repr=False)
     idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops, to be brought back when it"
-        " is needed; 0 means never. Hindsight 1.1.0 takes no notice of it.",
+        " is needed; 0 means never. Hindsight 1.1.0 ignores it.",
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
     port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
         group="Embedded")
