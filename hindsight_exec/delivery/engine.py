@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Callable, Iterator, Optional, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from hindsight_exec.client.loop import background_loop
 from hindsight_exec.client.registry import Lease, lease
@@ -286,7 +287,8 @@ class Engine:
             delivery.progress.wait_for_change(min(0.2, max(0.0, deadline - now())))
             running = delivery.running
             if look is not None:
-                look(sum(summary.waiting for summary in self._ask_all(Outbox.summary)))
+                summaries = (backlog.ask(Outbox.summary) for backlog in self.open_backlogs())
+                look(sum(summary.waiting for summary in chain.from_iterable(summaries)))
             # In this order: a file that is opened in between is waited for.
             if not self.files.unopened() and not self._is_waiting():
                 return not self.files.failed()
@@ -295,10 +297,9 @@ class Engine:
 
     def _is_waiting(self) -> bool:
         """Whether any turn waits in these files, or may: a file is being opened."""
-        return self.delivery.adopting or any(self._ask_all(Outbox.is_waiting))
-
-    def _ask_all(self, question: Callable[[Outbox], T]) -> Iterator[T]:
-        return (reply for backlog in self.open_backlogs() for reply in backlog.ask(question))
+        return self.delivery.adopting or any(
+            next(backlog.ask(Outbox.is_waiting), True) for backlog in self.open_backlogs()
+        )
 
     def open_backlogs(self) -> list[Backlog]:
         with self.lock:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from hindsight_exec.client.loop import background_loop
-from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable, Rejected
+from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable, Rejected, ServerError
 from hindsight_exec.executor.waiting import now
 
 from .backlog import keeps_failing
@@ -40,6 +40,9 @@ _logger = logging.getLogger("hindsight_exec")
 _WATCHED_POLL = 0.25
 #: Characters of a server's message that are kept.
 _DETAIL = 1000
+#: Failures with HTTP 500 after which a batch is halved, and each half again: minutes
+#: apart, as the pauses between them grow.
+_SPLIT_AFTER = 12
 #: In the place of the number of polls: retry a failed operation instead.
 _RETRY = -1
 
@@ -213,11 +216,12 @@ class Outcomes:
             self._mark_dead(exchange, "rejected", str(error))
         except Exception as error:
             batch.failures += 1
-            # The server has accepted others since this one failed last: some
-            # document in it is the cause.
-            is_cause = items > 1 and keeps_failing(batch) and server.accepted > batch.taken
+            # Some document in it is the cause if the server has accepted others
+            # since this one failed last, and perhaps if it has failed for long.
+            is_cause = keeps_failing(batch) and server.accepted > batch.taken
+            is_error = isinstance(error, ServerError) and error.status == 500
             batch.taken = server.accepted
-            if is_cause:
+            if items > 1 and (is_cause or (is_error and batch.failures % _SPLIT_AFTER == 0)):
                 self._split(backlog, batch)
             else:
                 backlog.send_again(batch)

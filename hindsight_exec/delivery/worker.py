@@ -248,8 +248,14 @@ class Delivery:
             if backlog.broken or (backlog.adopted and backlog.idle):
                 with self.progress.lock:
                     self.backlogs.remove(backlog)
-                if (rest := self._retire(backlog)) is not None:
-                    self.add(rest)
+                    self.adopting = True  # what is salvaged is in no backlog meanwhile
+                rest: Optional[Backlog] = None
+                try:
+                    rest = self._retire(backlog)
+                finally:
+                    with self.progress.lock:
+                        self.backlogs += [rest] if rest is not None else []
+                        self.adopting = False
                 self._adopt_at = min(self._adopt_at, now)  # there is room for more
                 due.append(now)
         if self._outcomes.abandoned:

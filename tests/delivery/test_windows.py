@@ -302,6 +302,29 @@ def test_half_a_character_in_a_message(write: Any, state: Path, soon: None) -> N
         assert len(entry["error"]) < 1100
 
 
+def test_a_document_that_breaks_the_server(write: Any) -> None:
+    """With nothing else to send, the others of its batch arrive in the end all the same."""
+    stored: set[str] = set()
+
+    def server(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.method == "GET":
+                connection.answer(200, {"status": "completed"})
+            elif any("poison" in item["content"] for item in request.json["items"]):
+                connection.answer(500, {"detail": "Internal Server Error"})
+            else:
+                stored.update(item["content"] for item in request.json["items"])
+                operation = request.json["operation_id"]
+                connection.answer(200, {"success": True, "operation_id": operation})
+
+    with ScriptedServer(server) as scripted:
+        writer = write(scripted.url)
+        for session in ("a", "poison", "c"):
+            writer.put(turn(0, session), session=session)
+        eventually(lambda: writer.flush(0.1) or len(stored) == 2)
+        assert writer.counters().waiting == 1
+
+
 @pytest.mark.parametrize(
     "answer, times",
     [
