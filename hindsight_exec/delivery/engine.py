@@ -200,7 +200,6 @@ class Engine:
     def _take_deferred(self) -> None:
         self.intake.take_deferred()
         self.intake.tell()
-        self.intake.tell()
 
     def _seconds_to_pause(self) -> float:
         return self.intake.seconds_to_pause()

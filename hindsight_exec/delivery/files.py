@@ -122,7 +122,9 @@ class Files:
 
     def failed(self) -> bool:
         """Whether dead processes left files that this process could not open so far."""
-        return any(at < math.inf and not spool.is_live(path) for path, at in self._skip.items())
+        with self._lock:
+            skipped = [path for path, at in self._skip.items() if at < math.inf]
+        return any(not spool.is_live(path) for path in skipped)
 
     def _others(self) -> list[Path]:
         """Return the files that this process neither owns nor skips for now."""
@@ -137,9 +139,10 @@ class Files:
     def _leave(self, path: Path, reason: object, level: int = logging.WARNING) -> None:
         """Skip a file for a while, and say why, the first time."""
         with self._lock:
-            if path not in self._skip:
-                _logger.log(level, "%s", reason)
+            is_known = path in self._skip
             self._skip[path] = now() + _PAUSE
+        if not is_known:
+            _logger.log(level, "%s", reason)
 
     def _adopt(self, claim: spool.Claim) -> Optional[Backlog]:
         outbox = None
@@ -213,7 +216,8 @@ class Files:
         )
         if outbox is None or claim is None:
             return None
-        return self._claimed(Backlog(outbox, self._progress, adopted=True), claim)
+        outbox.close()
+        return self._adopt(claim)
 
     # --- giving back ------------------------------------------------------
 
@@ -247,5 +251,6 @@ class Files:
         backlog.outbox.close()
         if claim is not None:
             if not empty:
-                self._skip[claim.path] = math.inf  # it is another process's from now on
+                with self._lock:
+                    self._skip[claim.path] = math.inf  # it is another process's from now on
             claim.release(remove=empty)

@@ -291,8 +291,9 @@ class RetainWriter:
                 files that are being delivered.
 
         Returns:
-            Whether no turn waits in these files any longer. The server may
-            still be processing those it has accepted.
+            Whether no turn waits in these files any longer; False as well if a
+            file could not be opened. The server may still be processing those
+            it has accepted.
         """
         return self._joined().deliver_all(timeout, look)
 
