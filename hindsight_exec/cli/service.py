@@ -45,13 +45,14 @@ def install(args: argparse.Namespace) -> int:
         str(Path(__file__).absolute().parent.parent),
         *("service", "run", str(file)),
     ]
+    shown = scheduler.show(command, args.every)  # refuses what it cannot do
     if args.dry_run:
-        say(scheduler.show(command, args.every))
+        say(shown)
         return OK
     known = _read(file)
     before = known.get("scheduler") or scheduler.name
     if known and known.get("state") != state:
-        note(f"this replaces the runs for {known['state'] or 'the default directories'}")
+        note(f"this replaces the runs for {known.get('state') or 'the default directories'}")
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {"every": args.every, "state": state, "environment": environment}
     _write(file, {**kept, "scheduler": before})

@@ -296,9 +296,11 @@ class Engine:
 
     def _is_waiting(self) -> bool:
         """Whether any turn waits in these files, or may: a file is being opened."""
-        return self.delivery.adopting or any(
-            next(backlog.ask(Outbox.is_waiting), True) for backlog in self.open_backlogs()
-        )
+        with self.lock:
+            if self.delivery.adopting:
+                return True
+            backlogs = list(self.delivery.backlogs)
+        return any(next(backlog.ask(Outbox.is_waiting), True) for backlog in backlogs)
 
     def open_backlogs(self) -> list[Backlog]:
         with self.lock:
@@ -337,6 +339,7 @@ class Engine:
         finally:
             self.lock.release()
         self.intake.take_deferred()
+        self.intake.tell()
         on_disk, in_memory = self._close_files()
         _warn_of_waiting(on_disk)
         if in_memory:

@@ -83,6 +83,7 @@ class Files:
     def _claimed(self, backlog: Backlog, claim: spool.Claim) -> Backlog:
         with self._lock:
             self._claims[backlog] = claim
+            self._skip.pop(claim.path, None)
         return backlog
 
     def is_on_disk(self, backlog: Backlog) -> bool:

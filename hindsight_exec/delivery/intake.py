@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -138,9 +139,10 @@ class Intake:
                 _logger.exception("A turn that a finalizer gave is lost")
 
     def tell(self) -> None:
-        """Tell the user of what a put met. Called on the worker, as the user's code may block."""
-        while self._trouble:
-            self._notify(self._trouble.popleft())
+        """Tell the user of what a put met: on the worker, as the user's code may block, or at close."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._notify(self._trouble.popleft())
 
     def oldest(self) -> Optional[float]:
         """Return when the oldest waiting turn of this process was given."""

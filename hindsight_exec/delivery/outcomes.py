@@ -40,8 +40,8 @@ _logger = logging.getLogger("hindsight_exec")
 _WATCHED_POLL = 0.25
 #: Characters of a server's message that are kept.
 _DETAIL = 1000
-#: Failures with HTTP 500 after which a batch is halved, and each half again: minutes
-#: apart, as the pauses between them grow.
+#: Every so many failures a batch is halved, if the last was an HTTP 500: minutes
+#: apart, as the pauses between them grow (`flush` shortens these).
 _SPLIT_AFTER = 12
 #: In the place of the number of polls: retry a failed operation instead.
 _RETRY = -1

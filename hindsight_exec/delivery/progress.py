@@ -144,28 +144,31 @@ class Progress:
                         _subtract(self.waiting, [(source, excess)])
             self.notify_all()
 
-    def limit(self, unfinished: Iterable[tuple[Source, int, int]], *, given: int) -> bool:
-        """Count no more turns than the rows say: (source, not accepted, not completed).
+    def counts(self) -> list[dict[Source, int]]:
+        """Return copies of the numbers of turns not accepted and not completed, for :meth:`limit`."""
+        with self.lock:
+            return [self.waiting.copy(), self.unfinished.copy()]
 
-        For a change that was made on disk and not here. What was put and is
-        about to be counted here, is more on disk. What was counted since
-        ``given`` was, before the rows were read, may not be in them: then this
-        does nothing, and returns False.
+    def limit(
+        self, before: list[dict[Source, int]], unfinished: Iterable[tuple[Source, int, int]]
+    ) -> None:
+        """Take off what the rows do not have: (source, not accepted, not completed).
+
+        For a change that was made on disk and not here. ``before`` are the counts
+        from before the rows were read, as turns may have been given since then.
+        Called on the worker; nobody else takes turns off.
         """
         rows: dict[Source, tuple[int, int]] = {}
         for source, waiting, turns in unfinished:
-            before = rows.get(source, (0, 0))
-            rows[source] = (before[0] + waiting, before[1] + turns)
+            known = rows.get(source, (0, 0))
+            rows[source] = (known[0] + waiting, known[1] + turns)
         with self.lock:
-            if self.counters.given != given:
-                return False
             for place, counts in enumerate((self.waiting, self.unfinished)):
-                for source, count in list(counts.items()):
+                for source, count in before[place].items():
                     excess = count - rows.get(source, (0, 0))[place]
                     if excess > 0:
                         _subtract(counts, [(source, excess)])
             self.notify_all()
-        return True
 
     def forgotten(self, turns: TurnsBySource) -> None:
         """Count accepted turns as waiting again: the server does not have them after all."""

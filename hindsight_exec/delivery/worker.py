@@ -132,8 +132,8 @@ class Delivery:
         """Wake the worker; return True if the caller must submit :meth:`run`."""
         with self.progress.lock:
             started, self.running = self.running, True
-        if started:
-            self.wake()
+            if started:
+                self.wake()  # with the lock, or it might end before it sees this
         return not started
 
     def ended(self) -> None:
@@ -271,8 +271,7 @@ class Delivery:
 
     def _reload(self, backlog: Backlog) -> None:
         backlog.reload()
-        with self.progress.lock:
-            given = self.progress.counters.given
+        before = self.progress.counts()
         rows: list[tuple[Source, int, int]] = []
         for one in self.backlogs:
             if one.adopted or one.broken:
@@ -282,8 +281,7 @@ class Delivery:
             except OutboxError:
                 one.stale = True  # this one may be delivered; counted when both can be read
                 return
-        if not self.progress.limit(rows, given=given):
-            backlog.stale = True  # some were given meanwhile: once more
+        self.progress.limit(before, rows)
 
     def _deliver(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Do what is due in a backlog; return when other things will be."""

@@ -98,7 +98,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         if max_workers is None:
             cpus: Callable[[], Optional[int]] = getattr(os, "process_cpu_count", os.cpu_count)
             max_workers = min(32, (cpus() or 1) + 4)
-        check_seconds("drain_timeout", drain_timeout)
+        drain_timeout = check_seconds("drain_timeout", drain_timeout)
         super().__init__(max_workers, thread_name_prefix, initializer, initargs, **ctxkwargs)
         create_context, resolve_task = worker.contexts(type(self), initializer, initargs, ctxkwargs)
         self._children: dict[int, DrainableWork] = {}
@@ -109,7 +109,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             create_context=create_context,
             resolve_task=resolve_task,
             broken=getattr(type(self), "BROKEN", BrokenThreadPool),
-            drain_timeout=float(drain_timeout),
+            drain_timeout=drain_timeout,
             callbacks={"on_closing": on_closing, "on_deadline": on_deadline},
             warns=self.exit_phase == DRAIN,
         )
@@ -172,7 +172,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         Raises:
             RuntimeError: Called by a job of this executor.
         """
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         work = self._renewed()
         if work.is_own_thread():
             raise RuntimeError("drain() from a job of the same executor would wait for itself")
@@ -201,7 +201,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             RuntimeError: ``wait`` is true in a job of this executor. It is closed all the same.
             ValueError: ``timeout`` without ``wait``.
         """
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         if timeout is not None and not wait:
             raise ValueError(f"timeout={timeout!r} bounds the waiting, so it needs wait=True")
         work = self._renewed()

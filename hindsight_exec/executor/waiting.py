@@ -107,17 +107,18 @@ def log(level: int, message: str, *args: object, exc_info: Any = None) -> None:
         _logger.log(level, message, *args, exc_info=exc_info)
 
 
-def check_timeout(timeout: Optional[float]) -> None:
-    """Raise TypeError or ValueError if it is neither None nor a number of seconds."""
-    if timeout is not None:
-        check_seconds("timeout", timeout, least=float("-inf"))
+def check_timeout(timeout: Optional[float]) -> Optional[float]:
+    """Return it as a float, or None; raise TypeError or ValueError for what is neither."""
+    return None if timeout is None else check_seconds("timeout", timeout, least=float("-inf"))
 
 
-def check_seconds(name: str, value: float, *, least: float = 0.0) -> None:
-    """Raise TypeError or ValueError if it is no number of seconds from ``least`` on."""
+def check_seconds(name: str, value: float, *, least: float = 0.0) -> float:
+    """Return seconds as a float; raise TypeError or ValueError if they are not from ``least`` on."""
     try:
-        valid = value >= least  # NaN is not
+        if value >= least:  # NaN is not
+            return float(value)
     except TypeError:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}") from None
-    if not valid:
-        raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
+    except OverflowError:
+        pass
+    raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")

@@ -40,7 +40,7 @@ _UNFINISHED = """SELECT source, sum(waiting), sum(turns) FROM (
     SELECT d.source, CASE WHEN b.accepted THEN 0 ELSE d.turns END, d.turns
       FROM documents d LEFT JOIN batches b ON b.id = d.batch WHERE d.reason IS NULL)
     GROUP BY source"""
-_SOMETHING = "SELECT 1 WHERE EXISTS (SELECT 1 FROM turns) OR EXISTS (SELECT 1 FROM documents)"
+_IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM turns) AND NOT EXISTS (SELECT 1 FROM documents)"
 _IS_WAITING = """SELECT EXISTS (SELECT 1 FROM turns) OR EXISTS (
     SELECT 1 FROM documents d LEFT JOIN batches b ON b.id = d.batch
     WHERE d.reason IS NULL AND NOT coalesce(b.accepted, 0))"""
@@ -117,7 +117,7 @@ class OutboxReader:
 
     def close_empty(self) -> bool:
         """Close the file; return whether nobody needs anything in it, whoever puts meanwhile."""
-        return self._db.close(_SOMETHING) is None
+        return bool(self._db.close(_IS_EMPTY) == (1,))
 
     # --- what the delivery asks -------------------------------------------
 
@@ -204,7 +204,7 @@ class OutboxReader:
 
     def is_empty(self) -> bool:
         """Whether nobody needs anything in it."""
-        return not self._db.all(_SOMETHING)
+        return bool(self._db.all(_IS_EMPTY)[0][0])
 
     def is_waiting(self) -> bool:
         """Whether the server lacks any of it; cheap, however many turns there are."""

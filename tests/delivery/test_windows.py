@@ -20,6 +20,7 @@ from waiting import eventually
 from hindsight_exec.delivery import files, worker
 from hindsight_exec.delivery.backlog import Backlog
 from hindsight_exec.errors import OutboxUnavailable
+from hindsight_exec.executor.locks import holds
 from hindsight_exec.outbox import spool, sqlite
 from hindsight_exec.outbox.store import Outbox
 
@@ -152,6 +153,46 @@ def test_a_put_while_counts_are_corrected(write: Any, monkeypatch) -> None:
     assert given == [True]
     assert not writer.flush(0.1, session="other")
     assert writer.counters().waiting == 2
+
+
+def test_a_start_as_the_worker_ends(write: Any, server: Serving) -> None:
+    """The worker is woken before it can find that nothing is left to do."""
+    writer = write(server.url)
+    delivery = writer._engine.delivery
+    woken: list[bool] = []
+    wake = delivery.wake
+
+    def note() -> None:
+        woken.append(holds(delivery.progress.lock))
+        wake()
+
+    delivery.running = True  # as it is until the worker takes the lock to say that it ends
+    delivery.wake = note
+    assert not delivery.start()
+    assert woken == [True]
+    delivery.wake = wake
+    delivery.running = False
+
+
+def test_an_error_of_closing_is_no_proof_of_emptiness(tmp_path: Path) -> None:
+    """A file is removed only if it said that it is empty."""
+
+    class Failing:
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.connection, name)
+
+        def close(self) -> None:
+            self.connection.close()
+            raise sqlite3.OperationalError("the disk failed")
+
+    for closes_well in (True, False):
+        outbox = Outbox(tmp_path / f"{closes_well}.db")
+        if not closes_well:
+            outbox._db.connection = Failing(outbox._db.connection)
+        assert outbox.close_empty() == closes_well
 
 
 def test_on_trouble_is_called_on_the_worker(write: Any, tmp_path: Path) -> None:
@@ -321,8 +362,8 @@ def test_a_document_that_breaks_the_server(write: Any) -> None:
         writer = write(scripted.url)
         for session in ("a", "poison", "c"):
             writer.put(turn(0, session), session=session)
-        eventually(lambda: writer.flush(0.1) or len(stored) == 2)
-        assert writer.counters().waiting == 1
+        eventually(lambda: writer.flush(0.1) or writer.counters().waiting == 1)
+        assert len(stored) == 2
 
 
 @pytest.mark.parametrize(

@@ -226,12 +226,12 @@ def test_numbers_of_other_types(run):
         from hindsight_exec import DrainingExecutor
         for bound in (decimal.Decimal(60), fractions.Fraction(60), True, 10**9, float("inf")):
             DrainingExecutor(drain_timeout=bound).submit(say, "done")
-        for bound in (1e10, float("inf"), 60):
+        for bound in (1e10, float("inf"), 60, decimal.Decimal(60)):
             executor = DrainingExecutor()
             executor.submit(time.sleep, 0.05)
             executor.shutdown(timeout=bound)
             say(executor.pending)
         """
     )
-    assert sorted(ended.out.split()) == ["0"] * 3 + ["done"] * 5
+    assert sorted(ended.out.split()) == ["0"] * 4 + ["done"] * 5
     assert (ended.status, ended.err) == (0, "")
