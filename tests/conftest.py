@@ -46,8 +46,11 @@ def run(start: Any) -> Any:
 
 
 @pytest.fixture
-def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the test itself logs: failed jobs that earlier tests dropped are reported before."""
+def own_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the test itself logs: failed jobs that earlier tests dropped are reported before.
+
+    Collecting takes a while, so this is for tests that count what is logged.
+    """
     collect()
     caplog.clear()
     return caplog

@@ -423,11 +423,11 @@ def test_a_redirect_is_not_followed():
         ("http://[::1]", KEY, False),
     ],
 )
-def test_a_key_over_plain_http_is_warned_of(url, key, warned, caplog):
+def test_a_key_over_plain_http_is_warned_of(url, key, warned, own_log):
     """One warning says that a key leaves this machine unencrypted."""
     HindsightClient(url, api_key=key)
-    assert len(caplog.records) == warned
-    assert all(record.name == "hindsight_exec" for record in caplog.records)
+    assert len(own_log.records) == warned
+    assert all(record.name == "hindsight_exec" for record in own_log.records)
 
 
 # --- statuses ----------------------------------------------------------------

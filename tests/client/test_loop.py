@@ -205,7 +205,7 @@ def test_a_loop_that_ended_is_replaced(loop, end):
         assert server.connections == 2
 
 
-def test_a_lookup_that_nobody_waits_for_fails_in_silence(loop, caplog):
+def test_a_lookup_that_nobody_waits_for_fails_in_silence(loop, own_log):
     """A name that turns out not to exist after its request was given up is not logged."""
     began, gate = threading.Event(), threading.Event()
 
@@ -222,7 +222,7 @@ def test_a_lookup_that_nobody_waits_for_fails_in_silence(loop, caplog):
     loop.run(give_up()).result(TIMEOUT)
     gate.set()
     assert loop._run.resolvers.drain(TIMEOUT)
-    assert caplog.records == []
+    assert own_log.records == []
 
 
 def test_closers_can_be_taken_back(loop):

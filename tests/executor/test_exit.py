@@ -227,7 +227,18 @@ def test_bound_is_not_waited_twice(run):
     assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("who", ["a finalizer", "atexit"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        pytest.param(
+            "a finalizer",
+            marks=pytest.mark.skipif(
+                sys.implementation.name != "cpython", reason="runs no finalizers at exit"
+            ),
+        ),
+        "atexit",
+    ],
+)
 def test_jobs_that_exit_gave_up_are_not_waited_for(run, who):
     """Whoever waits after exit has given a job up would wait for ever: its thread is frozen."""
     ended = run(

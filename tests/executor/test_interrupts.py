@@ -153,7 +153,7 @@ def test_drain():
 
 @pytest.mark.parametrize("cancel", [False, True])
 @pytest.mark.parametrize("timeout", [None, 0])
-def test_shutdown(cancel, timeout, caplog):
+def test_shutdown(cancel, timeout, own_log):
     """After an interrupted shutdown the next one ends, and every future is done."""
 
     def scene(strike: Strike) -> None:
@@ -190,12 +190,12 @@ def play_no_exit() -> None:
 
 @pytest.mark.usefixtures("exits")
 @pytest.mark.parametrize("drain_timeout", [0, LIMIT])
-def test_exit(drain_timeout, caplog):
+def test_exit(drain_timeout, own_log):
     """Whenever exit is interrupted, it goes on: futures are done and callbacks are called."""
 
     def scene(strike: Strike) -> None:
         play_no_exit()
-        caplog.clear()
+        own_log.clear()
         called: list[str] = []
         executors = [
             DrainingExecutor(drain_timeout=drain_timeout, on_closing=lambda: called.append("c"))
@@ -215,7 +215,7 @@ def test_exit(drain_timeout, caplog):
         while called.count("c") < 2:
             time.sleep(0.001)  # one was being called when the interrupt came
         assert all(phase.finished for phase in phases.PHASES)
-        if "Exit callback" not in caplog.text:  # else the interrupt was taken for its own
+        if "Exit callback" not in own_log.text:  # else the interrupt was taken for its own
             assert {"c", phases.DRAIN, phases.CLOSE} == {*called}
         assert called.count("c") == 2
         for executor in executors:

@@ -192,7 +192,7 @@ def test_initializer(make):
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-def test_failing_initializer(make, caplog, kind):
+def test_failing_initializer(make, own_log, kind):
     """After a failed initializer the jobs that wait and those that come get BrokenThreadPool."""
     begin = threading.Event()
 
@@ -211,7 +211,7 @@ def test_failing_initializer(make, caplog, kind):
     assert executor.drain(LIMIT)
     assert executor.pending == 0
     executor.shutdown()
-    assert "Exception in initializer" in caplog.text
+    assert "Exception in initializer" in own_log.text
 
 
 def test_initializer_that_fails_within_the_first_submission(make, monkeypatch):
@@ -408,7 +408,7 @@ def test_not_done_before_it_is_cancelled(make, gate):
     closer.join(LIMIT)
 
 
-def test_cancelling_survives_its_callbacks(make, gate, caplog):
+def test_cancelling_survives_its_callbacks(make, gate, own_log):
     """What a done callback of a cancelled future raises keeps no other from being cancelled."""
     executor = make()
     executor.submit(gate)
@@ -418,10 +418,10 @@ def test_cancelling_survives_its_callbacks(make, gate, caplog):
     executor.shutdown(wait=False, cancel_futures=True)
     assert concurrent.futures.wait(queued, LIMIT).not_done == set()
     assert executor.pending == 1
-    assert "done callback" in caplog.text
+    assert "done callback" in own_log.text
 
 
-def test_shutdown_timeout(make, gate, caplog):
+def test_shutdown_timeout(make, gate, own_log):
     """When its bound runs out, shutdown tells on_deadline, cancels, and warns once of all it left."""
     calls: list[str] = []
     executor = make(
@@ -436,29 +436,29 @@ def test_shutdown_timeout(make, gate, caplog):
     assert calls == ["closing", "deadline"]
     assert all(future.cancelled() for future in queued)
     executor.shutdown(timeout=0.01)
-    warnings = [record.getMessage() for record in caplog.records]
+    warnings = [record.getMessage() for record in own_log.records]
     assert len(warnings) == 1
     assert "slow" in warnings[0]
     assert "5 jobs" in warnings[0]
     assert calls == ["closing", "deadline"]
 
 
-def test_on_deadline_saves_the_job(make, caplog):
+def test_on_deadline_saves_the_job(make, own_log):
     """A job that ends because on_deadline told it to is not left, and nothing warns."""
     stop = threading.Event()
     executor = make(on_deadline=stop.set)
     future = executor.submit(stop.wait, LIMIT)
     executor.shutdown(timeout=0.01)
     assert future.result(LIMIT) is True
-    assert caplog.records == []
+    assert own_log.records == []
 
 
-def test_shutdown_timeout_in_time(make, caplog):
+def test_shutdown_timeout_in_time(make, own_log):
     """on_deadline is not called, and nothing is logged, when all is done in time."""
     executor = make(on_deadline=lambda: pytest.fail("called"))
     executor.submit(int)
     executor.shutdown(timeout=LIMIT)
-    assert caplog.records == []
+    assert own_log.records == []
 
 
 def test_timeout_without_wait(make):
@@ -486,7 +486,7 @@ def test_on_closing(make):
     assert calls == [True]
 
 
-def test_callbacks_may_raise(make, gate, caplog):
+def test_callbacks_may_raise(make, gate, own_log):
     """What a callback raises is logged, and keeps nothing from closing."""
 
     def fail() -> None:
@@ -495,7 +495,7 @@ def test_callbacks_may_raise(make, gate, caplog):
     executor = make(on_closing=fail, on_deadline=fail)
     executor.submit(gate)
     executor.shutdown(timeout=0.01)
-    raised = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    raised = [record.exc_info[0] for record in own_log.records if record.exc_info]
     assert raised == [LookupError, LookupError]
     assert executor.closing
 
@@ -676,7 +676,7 @@ def test_submit_against_shutdown():
 
 @pytest.mark.parametrize("kind", [LookupError, SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("fails", [False, True])
-def test_done_callback_may_raise_anything(make, caplog, kind, fails):
+def test_done_callback_may_raise_anything(make, own_log, kind, fails):
     """What a done callback raises is logged, and the worker goes on with the next job."""
     executor = make()
 
@@ -691,11 +691,11 @@ def test_done_callback_may_raise_anything(make, caplog, kind, fails):
     assert executor.submit(int).result(LIMIT) == 0
     assert len(executor._work.workers) == 1
     executor.shutdown()
-    raised = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    raised = [record.exc_info[0] for record in own_log.records if record.exc_info]
     assert raised == [kind]
 
 
-def test_future_that_was_set_by_somebody_else(make, caplog):
+def test_future_that_was_set_by_somebody_else(make, own_log):
     """A future whose result somebody else has set costs a line, and no worker."""
     executor = make()
     gate = Gate()
@@ -705,14 +705,14 @@ def test_future_that_was_set_by_somebody_else(make, caplog):
     gate.open()
     assert executor.submit(int).result(LIMIT) == 0
     assert future.result() == "set"
-    assert "exception in worker" in caplog.text
+    assert "exception in worker" in own_log.text
 
 
 @pytest.mark.skipif(
     platform.python_implementation() != "CPython" or sys.version_info < (3, 10),
     reason="CPython's C API; 3.9 drops what get() returned",
 )
-def test_exception_injected_into_a_worker(make, gate, caplog):
+def test_exception_injected_into_a_worker(make, gate, own_log):
     """An exception that is injected into an idle worker does not end it."""
     executor = make()
     worker = executor.submit(threading.current_thread).result(LIMIT)
@@ -729,31 +729,31 @@ def test_exception_injected_into_a_worker(make, gate, caplog):
 # --- nothing in silence, nothing left behind ---------------------------------
 
 
-def test_unkept_exception_is_logged_once(make, caplog):
+def test_unkept_exception_is_logged_once(make, own_log):
     """The exception of a job whose future nobody holds is logged, once, with its traceback."""
     executor = make(thread_name_prefix="writer")
     executor.submit(divmod, 1, 0)
     assert executor.drain(LIMIT)
     executor.shutdown()
     collect()
-    (record,) = caplog.records
+    (record,) = own_log.records
     assert record.name == "hindsight_exec"
     assert record.levelno == logging.ERROR
     assert record.exc_info[0] is ZeroDivisionError
     assert "writer" in record.getMessage()
 
 
-def test_kept_exception_is_not_logged(make, caplog):
+def test_kept_exception_is_not_logged(make, own_log):
     """The exception of a job whose future is held is the holder's."""
     executor = make()
     future = executor.submit(divmod, 1, 0)
     assert executor.drain(LIMIT)
     executor.shutdown()
-    assert caplog.records == []
+    assert own_log.records == []
     assert isinstance(future.exception(), ZeroDivisionError)
 
 
-def test_awaited_exception_is_not_logged(make, caplog):
+def test_awaited_exception_is_not_logged(make, own_log):
     """Nor is one that somebody was already waiting for when the job failed."""
     executor = make()
     waiter = threading.get_ident()
@@ -773,7 +773,7 @@ def test_awaited_exception_is_not_logged(make, caplog):
     assert executor.drain(LIMIT)
     executor.shutdown()
     collect()
-    assert caplog.records == []
+    assert own_log.records == []
 
 
 def test_collected_executor_leaves_no_thread():

@@ -115,7 +115,7 @@ def test_signal_handler_that_submits(run):
 
 @pytest.mark.slow
 @pypy
-def test_logging_handler_that_submits(caplog):
+def test_logging_handler_that_submits(own_log):
     """The report of a failed job may be handed to the same executor, wherever the collector runs."""
     executor = DrainingExecutor()
     received: list[str] = []

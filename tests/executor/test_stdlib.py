@@ -133,7 +133,7 @@ def test_unknown_options_are_refused():
 # --- asyncio ----------------------------------------------------------------------
 
 
-def test_awaited_failure_is_not_reported(caplog):
+def test_awaited_failure_is_not_reported(own_log):
     """A failure that is awaited was looked at (3.15 reads it by a method of its own)."""
     with DrainingExecutor() as executor:
 
@@ -147,7 +147,7 @@ def test_awaited_failure_is_not_reported(caplog):
 
         asyncio.run(main())
     gc.collect()
-    assert caplog.records == []
+    assert own_log.records == []
 
 
 @pytest.mark.skipif(
@@ -183,7 +183,7 @@ def test_results_hold_no_cycle():
 # --- map ----------------------------------------------------------------------------
 
 
-def test_map_with_failures_reports_none_of_them(caplog):
+def test_map_with_failures_reports_none_of_them(own_log):
     """Whoever stops at the first failure of a map does not hear of the others."""
     gate = threading.Event()
 
@@ -197,15 +197,15 @@ def test_map_with_failures_reports_none_of_them(caplog):
             list(executor.map(fail, range(4)))
         gate.set()  # the one that runs fails after its future was cancelled in vain
     gc.collect()
-    assert caplog.records == []
+    assert own_log.records == []
 
 
-def test_map_that_nobody_reads_reports_failures(caplog):
+def test_map_that_nobody_reads_reports_failures(own_log):
     """Where nobody asks for a result of a map, each failure is reported."""
     with DrainingExecutor() as executor:
         executor.map(divmod, [1, 1], [0, 0])
     collect()
-    assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
+    assert [record.exc_info[0] for record in own_log.records] == [ZeroDivisionError] * 2
 
 
 # --- a patched ThreadPoolExecutor.submit ------------------------------------------------

@@ -106,15 +106,15 @@ def test_a_warning_callback_that_fails(provider, home):
     provider.initialize("s", warning_callback=fail)
 
 
-def test_one_warning_for_hundreds_of_providers(home, caplog):
+def test_one_warning_for_hundreds_of_providers(home, own_log):
     """Providers of one folder share one reading: a wrong value is one warning, until it changes."""
     configure(home, api_url="http://h", recall_budget="huge")
     for _ in range(50):
         assert HindsightMemoryProvider().is_available()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert [record.levelno for record in own_log.records] == [logging.WARNING]
     configure(home, api_url="http://h", recall_budget="gigantic")
     assert HindsightMemoryProvider().is_available()
-    assert len(caplog.records) == 2
+    assert len(own_log.records) == 2
 
 
 def test_the_config_schema(provider, home):

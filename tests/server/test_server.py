@@ -684,7 +684,7 @@ def test_an_unusable_address_is_one_line(option: dict[str, Any]) -> None:
         start(**option)
 
 
-def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_leaves_is_no_error(own_log: pytest.LogCaptureFixture) -> None:
     """A connection that ends in the middle of a request is not logged, and keeps nobody waiting."""
     with serving() as api:
         port = api._connection.port
@@ -694,7 +694,7 @@ def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> N
                 b'Content-Length: 99\r\n\r\n{"items": ['
             )
             assert api.retain(item("x")).status == 200  # by now the server waits for the rest
-    assert not caplog.records
+    assert not own_log.records
 
 
 def test_an_unusable_folder_is_one_line(tmp_path: Path) -> None:
