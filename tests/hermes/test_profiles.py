@@ -202,6 +202,13 @@ def test_servers(gateway: Gateway, tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert f"{name}-api_key" not in caplog.text
 
 
+def arrived(url: str, bank: str) -> int:
+    """The number of documents of a bank; 0 while its daemon is still starting."""
+    with contextlib.suppress(OSError):
+        return len(documents(url, bank))
+    return 0
+
+
 def test_daemons(
     gateway: Gateway,
     tmp_path: Path,
@@ -227,6 +234,7 @@ def test_daemons(
     try:
         converse(gateway, lambda name: {"mode": "local_embedded", "profile": name})
         for name in NAMES:
+            until(lambda name=name: arrived(urls[name], f"{name}-bank_id") == 3)  # type: ignore[misc]
             environ = (stand_in / name / "environ.json").read_text(encoding="utf-8")
             assert not strangers(name, environ)
             started = json.loads(environ)
@@ -238,7 +246,6 @@ def test_daemons(
             assert told["HINDSIGHT_API_LLM_API_KEY"] == f"{name}-llm_api_key"
             assert told["HINDSIGHT_API_LLM_BASE_URL"] == f"{name}-llm_base_url"
             assert not strangers(name, path.read_text(encoding="utf-8"))
-            until(lambda name=name: len(documents(urls[name], f"{name}-bank_id")) == 3)  # type: ignore[misc]
             assert not strangers(name, json.dumps(documents(urls[name], f"{name}-bank_id")))
             for file in files_below(gateway.homes[name]):
                 assert not strangers(name, file.read_bytes().decode("latin-1")), file
