@@ -24,6 +24,8 @@ from hindsight_exec.executor.locks import holds
 from hindsight_exec.outbox import spool, sqlite
 from hindsight_exec.outbox.store import Outbox
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 60
 
 #: A program that gives turns, and ends before they are sent.
