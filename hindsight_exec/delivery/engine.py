@@ -299,7 +299,7 @@ class Engine:
         with self.lock:
             if self.delivery.adopting:
                 return True
-            backlogs = list(self.delivery.backlogs)
+            backlogs = self.open_backlogs()
         return any(next(backlog.ask(Outbox.is_waiting), True) for backlog in backlogs)
 
     def open_backlogs(self) -> list[Backlog]:

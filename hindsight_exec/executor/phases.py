@@ -63,7 +63,7 @@ class Phase(Register):
         # to refuse it: whoever takes it out decides.
         while self.callbacks:
             with contextlib.suppress(IndexError):
-                _call_back(self.callbacks.pop())
+                _call_back(self.callbacks.pop(0))
 
     def _drain(self, *, patient: bool) -> None:
         began = now()

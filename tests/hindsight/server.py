@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any, Optional
 from urllib.parse import urlsplit
 
 from children import Process
+from serving import free_port
 from waiting import eventually  # handed on to this room
 
 from .stub import Models
@@ -60,13 +60,6 @@ def find_python() -> str:
     if found.returncode:
         raise Absent(f"{VARIABLE}={python} has no hindsight-api-slim[embedded-db]")
     return python
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def request(
