@@ -113,8 +113,8 @@ def test_thread_that_ends_while_exit_drains(run):
         import atexit
         executor = DrainingExecutor(on_closing=lambda: say("closing"))
         thread = threading.Thread(target=time.sleep, args=(0.3,))
-        executor.submit(lambda: (time.sleep(0.05), thread.join(), time.sleep(0.1), say("job")))
         thread.start()
+        executor.submit(lambda: (thread.join(), time.sleep(0.1), say("job")))
         atexit.register(lambda: say("atexit", executor.closing))
         """
     )
