@@ -48,10 +48,24 @@ class Serving:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def close(self) -> None:
+        self._run(end_accepting(*(one._server for one in self._server._runner.sites)))
         self._run(self._server.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(60)
         self._loop.close()
+
+
+async def end_accepting(*servers: asyncio.AbstractServer) -> None:
+    """Take listeners off the running loop, and let what was accepted become connections.
+
+    asyncio never closes a connection that it accepts just as its listener closes,
+    and whichever test runs when that is collected fails by a ResourceWarning.
+    """
+    for server in servers:
+        for one in server.sockets:
+            asyncio.get_running_loop().remove_reader(one.fileno())
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 class ServingProcess:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 from typing import TYPE_CHECKING, Callable, Optional
 
@@ -86,8 +85,10 @@ class Delivery:
         self.adopting = False  # a file may be open that is in no backlog yet
         self.running = False
         # From any thread, without a lock:
-        # A queue, as its put() is re-entrant: a finalizer may give a turn anywhere.
-        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Released to wake the worker, which a finalizer may do anywhere. Not a
+        # SimpleQueue: its get() with a timeout may wait for ever (CPython 3.9 to 3.12).
+        self._signal = threading.Lock()
+        self._signal.acquire()
         self._closing = self._patient = False
         self._outcomes = Outcomes(
             servers=self.servers,
@@ -125,8 +126,9 @@ class Delivery:
 
     def wake(self) -> None:
         """Have the worker look at what there is to do, if it runs."""
-        if self._signals.empty():
-            self._signals.put(None)
+        if self._signal.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was faster
+                self._signal.release()
 
     def start(self) -> bool:
         """Wake the worker; return True if the caller must submit :meth:`run`."""
@@ -182,8 +184,7 @@ class Delivery:
 
     def _step(self) -> bool:
         """Do what is due and wait for the next; return whether nothing is left to do."""
-        while not self._signals.empty():
-            self._signals.get()
+        self._signal.acquire(blocking=False)
         if self._closing and not self.servers.closing:
             self.servers.closing = True
             self.servers.hurry()
@@ -198,7 +199,7 @@ class Delivery:
             due = waiting.now() + pause
         if abandoned or (due is None and not self._outcomes.in_flight):
             with self.progress.lock:
-                if abandoned or self._signals.empty():
+                if abandoned or self._signal.locked():
                     self.running = False
                     self.progress.notify_all()
                     return True
@@ -207,9 +208,8 @@ class Delivery:
             self._prepared = True
             with contextlib.suppress(Exception):  # the first request reports it
                 self._prepare()
-        with contextlib.suppress(queue.Empty):
-            left = None if due is None else min(max(0.0, due - waiting.now()), _LONGEST_SLEEP)
-            self._signals.get(timeout=left)
+        left = _LONGEST_SLEEP if due is None else min(max(0.0, due - waiting.now()), _LONGEST_SLEEP)
+        self._signal.acquire(timeout=left)
         return False
 
     def _pass(self, now: float, closing: bool) -> Optional[float]:

@@ -176,6 +176,30 @@ def test_a_start_as_the_worker_ends(write: Any, server: Serving) -> None:
     delivery.running = False
 
 
+def test_what_is_due_at_once(write: Any, monkeypatch) -> None:
+    """The worker looks again when something is due, however soon that is.
+
+    Asked so often, `SimpleQueue.get(timeout=…)` waits for ever on CPython 3.9 to 3.12.
+    """
+    passes = 0
+    done = threading.Event()
+
+    def due_at_once(delivery: worker.Delivery, now: float, closing: bool) -> float | None:
+        nonlocal passes
+        passes += 1
+        if passes >= 1_000_000:
+            done.set()
+            return None
+        if passes % 2:
+            delivery.wake()
+        return now
+
+    monkeypatch.setattr(worker.Delivery, "_pass", due_at_once)
+    writer = write(nobody())
+    assert writer.put(turn(0), session="s")
+    assert done.wait(LIMIT)
+
+
 def test_an_error_of_closing_is_no_proof_of_emptiness(tmp_path: Path) -> None:
     """A file is removed only if it said that it is empty."""
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 from children import Process
+from serving import free_port
 
 from .llm import REPLY, FakeLLM
 from .managed import Checkout
@@ -325,9 +326,7 @@ class Gateway:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._output = host.folder / "gateway"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         host.environment.update(
             API_SERVER_ENABLED="true",
             API_SERVER_KEY=self._KEY,

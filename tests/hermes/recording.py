@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
+from serving import end_accepting, free_port
 from waiting import eventually
 
 from hindsight_exec.server import create_app
@@ -53,7 +54,7 @@ class Hindsight:
         self._answers: dict[str, tuple[int, Any]] = {}
         self._operations = ""
         self._unanswered = 0
-        self._port = 0
+        self._port = free_port()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -72,18 +73,14 @@ class Hindsight:
             await self._runner.setup()
             site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
             await site.start()
-            self._port = self._runner.addresses[0][1]
 
         self._run(start())
 
     def stop(self) -> None:
         async def stop(runner: web.AppRunner) -> None:
-            # A connection that is just being accepted when the listener closes is never
-            # closed by asyncio; transports close in callbacks.
-            for _ in range(5):
-                await asyncio.sleep(0)
+            await end_accepting(*(one._server for one in runner.sites))
             await runner.cleanup()
-            for _ in range(5):
+            for _ in range(5):  # transports close in callbacks
                 await asyncio.sleep(0)
 
         if self._runner is not None:

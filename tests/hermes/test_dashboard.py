@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from serving import free_port
 
 from hindsight_exec import Settings
 from hindsight_exec.hermes.yaml_edit import provider_of
@@ -52,9 +53,7 @@ class Dashboard:
     """The server behind the dashboard and the desktop."""
 
     def __init__(self, host, surface):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.query = f"?surface={surface}" if surface else ""
         host.environment["HERMES_DASHBOARD_SESSION_TOKEN"] = TOKEN
         self.output = (host.folder / "dashboard").open("w+")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 from urllib.parse import urlsplit
 
+from serving import end_accepting
+
 
 class Cut(enum.Enum):
     """Where a request is cut: both connections are reset at once."""
@@ -97,6 +99,7 @@ class Proxy:
         self._loop.close()
 
     async def _stop(self) -> None:
+        await end_accepting(self._server)
         self._server.close()
         # Again until there are none: a connection that was just taken makes another one.
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:

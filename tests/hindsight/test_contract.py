@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
+from serving import Serving
 
 from hindsight_exec.client.api import HindsightClient
 from hindsight_exec.conversation.turns import (
@@ -21,7 +21,6 @@ from hindsight_exec.conversation.turns import (
     turn,
 )
 from hindsight_exec.errors import Rejected, Unauthorized
-from hindsight_exec.server import EmbeddedServer
 
 from .conftest import KEY
 from .openapi import OpenAPI
@@ -32,29 +31,9 @@ BOTH = [pytest.param("real", marks=pytest.mark.hindsight), "embedded"]
 Ask = Callable[[Any], Any]
 
 
-class Embedded:
-    """The embedded server on a thread of its own."""
-
-    def __init__(self, api_key: str | None = None) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = EmbeddedServer(api_key=api_key)
-        self.url = self._run(self._server.start())
-
-    def _run(self, job: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(job, self._loop).result(30)
-
-    def close(self) -> None:
-        self._run(self._server.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
-        self._loop.close()
-
-
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[str]:
-    server = Embedded()
+    server = Serving()
     yield server.url
     server.close()
 
@@ -296,7 +275,7 @@ def test_only_the_key_lets_in(
     kind: str, ask: Ask, bank: str, request: pytest.FixtureRequest
 ) -> None:
     """Without the key, or with another, everything but version and health is Unauthorized."""
-    server = Embedded(KEY) if kind == "embedded" else None
+    server = Serving(api_key=KEY) if kind == "embedded" else None
     address = server.url if server else request.getfixturevalue("locked").url
 
     async def talk() -> None:
