@@ -206,7 +206,10 @@ def _check_tags(tags: Any) -> None:
 
 
 # Not `lru_cache`: PyPy's has a lock, and a fork may leave it held for ever.
+# A dict has one where there is no GIL, so a child begins with another dict.
 _known: dict[tuple[Any, ...], Source] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: globals().update(_known={}))
 
 
 def _storable_source(given: Source) -> Source:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Mapping
 
 from hindsight_exec.client.urls import MAX_BANK_BYTES
+from hindsight_exec.executor.process import call_in_child
 
 __all__ = ["FIELDS", "expand", "repository_name", "usable_bank"]
 
@@ -52,7 +53,9 @@ def _segment(value: str) -> str:
 
 
 # Not `lru_cache`: PyPy's has a lock, and a fork may leave it held for ever.
+# A dict has one where there is no GIL, so a child begins with another dict.
 _names: dict[str, str] = {}
+call_in_child(lambda: globals().update(_names={}))
 
 
 def repository_name(folder: str) -> str:
