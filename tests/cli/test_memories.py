@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from serving import documents
+
+from hindsight_exec import HindsightClient
+from hindsight_exec.conversation.turns import document_id, document_item, source, turn
 
 if TYPE_CHECKING:
     from serving import Serving
@@ -17,15 +22,19 @@ if TYPE_CHECKING:
 @pytest.fixture
 def bank(cli: Cli, server: Serving) -> Any:
     """Two sessions in a bank, and the command on it."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc).timestamp()
+    items = []
     for session in ("one", "two"):
-        lines = [
-            {"role": "user", "content": f"the door of {session} is blue", "timestamp": at}
-            for at in ("2026-01-02T03:04:05Z",)
-        ]
-        file = cli.folder / f"{session}.jsonl"
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        done = cli("retain", str(file), "--url", server.url, "--bank", "b", "--session", session)
-        assert done.status == 0, done
+        message = {"role": "user", "content": f"the door of {session} is blue"}
+        given = turn([message], given_at=at, index=0)
+        where = source(url=server.url, credential="", bank="b", session=session)
+        items.append(document_item(where, document_id(session, at, session), [given]))
+
+    async def retain() -> None:
+        async with HindsightClient(server.url) as client:
+            await client.retain("b", items, asynchronous=False)
+
+    asyncio.run(retain())
 
     def memories(*arguments: str) -> Any:
         command, *rest = arguments
