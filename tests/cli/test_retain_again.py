@@ -11,6 +11,7 @@ import pytest
 from running import Cli, ended
 from serving import Serving, ServingProcess, stored
 from transcripts import made_transcript
+from waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,10 +119,7 @@ def test_interrupted_and_run_again(cli: Cli, tmp_path: Path, number: signal.Sign
         command = ("retain", "talk.jsonl", "--url", server.url, *ARGS)
         listen = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
         process = cli.start(*command, **listen)
-        limit = time.monotonic() + 60
-        while not list(cli.state.glob("*.db")):
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        eventually(lambda: list(cli.state.glob("*.db")))
         time.sleep(0.1)  # wherever it is by then
         process.send_signal(number)
         done = ended(process)
@@ -145,8 +143,7 @@ def test_what_waits_on_disk_is_not_given_again(cli: Cli, tmp_path: Path) -> None
     try:
         command = ("retain", "talk.jsonl", "--url", server.url, *ARGS)
         process = cli.start(*command)
-        while not list(cli.state.glob("*.db")):
-            time.sleep(0.01)
+        eventually(lambda: list(cli.state.glob("*.db")))
         server.kill()
         process.kill()
         ended(process)

@@ -11,13 +11,13 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from typing import Any
 
 import pytest
 from children import Process
 from running import PROGRAM, Cli, ended
 from serving import Serving, documents, free_port, stored
+from waiting import eventually
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a POSIX shell's streams")
 
@@ -132,10 +132,7 @@ def test_a_signal_leaves_nothing_behind(cli: Cli, number: signal.Signals) -> Non
     process = cli.start("demo", "--turns", "2000", environ={"TMPDIR": str(cli.folder)})
     assert process.stdout is not None
     process.stdout.readline()
-    limit = time.monotonic() + 60
-    while not list(cli.folder.glob("hindsight-exec-*/ours-0/*.db")):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
+    eventually(lambda: list(cli.folder.glob("hindsight-exec-*/ours-0/*.db")))
     process.send_signal(number)
     done = ended(process)
     assert (done.status, done.err) == (128 + number, "")
