@@ -13,11 +13,11 @@ HEAD = """\
 
 <!-- Written by docs/configuration.py from hindsight_exec.settings.config.Settings. -->
 
-The file, its keys and its variables are those of the Hindsight provider that Hermes 0.19 bundles.
+This package reads the same file, keys and variables as the Hindsight provider that Hermes 0.19 bundles, and adds keys of its own, such as `durability` and `redact`.
 
 ## Which value counts
 
-The first place in this table that names a key counts, for each key by itself.
+For each key, the first place in this table that sets it counts.
 
 | | place | when |
 |---|---|---|
@@ -28,12 +28,12 @@ The first place in this table that names a key counts, for each key by itself.
 | 5 | the environment | outside Hermes |
 | 6 | the default | |
 
-- An empty text (`""`, or `NAME=` in a `.env`) names no value. An empty list is a value, and so is an empty text for `recall_types`.
-- Where there is a config.json, the bundled provider asks no variable for `mode`, `bank_id` and `recall_budget`. Here `HINDSIGHT_MODE`, `HINDSIGHT_BANK_ID` and `HINDSIGHT_BUDGET` count like all others. For the other keys with variables the two agree: a test compares them.
+- An empty string (`""`, or `NAME=` in a `.env`) counts as not set. An empty list is a value, and so is an empty string for `recall_types`.
+- If there is a config.json, the bundled provider ignores the variables of `mode`, `bank_id` and `recall_budget`. Here, `HINDSIGHT_MODE`, `HINDSIGHT_BANK_ID` and `HINDSIGHT_BUDGET` count like all others. For the other keys that have variables, both providers read the same value: a test compares them.
 - A `.env` is read with python-dotenv, as Hermes reads it: comments behind values, quotes, escapes, values over lines, `${NAME}` and `${NAME:-default}`. Characters that no HTTP header takes are dropped from keys and tokens.
-- In a gateway that serves several profiles, each profile has its own variables. Those of the profile that the gateway was started for reach no other, nor another's embedded server. Two profiles with the same `profile` key share an embedded server, and so its LLM and its database.
+- In a gateway that serves several Hermes profiles, each has its own variables. The variables of the profile that the gateway was started for reach neither the other profiles nor their Hindsight daemons. Hermes profiles with the same value of the key `profile` share a daemon, and so its LLM and its database.
 - Hermes' desktop reads and writes the file as `$HERMES_HOME/hindsight_exec/config.json`, which is a link to it. In a profile that was cloned it is a file, and counts where `hindsight/config.json` is missing.
-- Turns bear times of the zone that Hermes is set to: `HERMES_TIMEZONE`, else `timezone` in config.yaml.
+- The timestamps of turns are in Hermes' time zone: `HERMES_TIMEZONE`, else `timezone` in config.yaml.
 
 ## Wrong values
 
@@ -59,14 +59,14 @@ bank_id = "app"
 ```
 
 - The file is read only in the folders that you list in `trusted_project_dirs`, and in folders in them: `["~/src"]` trusts every project in `~/src`. Links are resolved first, and both the project and the file must be in such a folder. Anywhere else the file is not opened; one line says, once, that it is ignored and how to trust it.
-- It counts for the folder that it is in and for those below it, the nearest file first; the home folder and what is above it are no projects. It is read when a session begins, goes before `bank_id_by_user`, `bank_id_template` and `bank_id`, and is not asked where the host names a user, as in a messenger's chat: one file would merge the banks of several people. `import` asks the file that is there now.
+- It applies to the folder that holds `.hindsight` and to all folders below; the nearest file wins. The home folder and its parents are never projects. The file is read when a session begins, and takes precedence over `bank_id_by_user`, `bank_id_template` and `bank_id`. If the host names a user, as in a messenger's chat, the file is ignored: it would merge the banks of several people. `import` uses the file as it is now, not as it was during the session.
 - Nothing but `bank_id` counts in it: a project names no server and no key, and changes neither what is kept nor what is recalled. A file without `bank_id` changes nothing.
 - A file in a trusted folder that cannot be read or names no usable bank turns memory off in that project, and says why: its turns do not go to another bank instead.
-- The session's folder is what Hermes tells (0.22), else, in the CLI and the TUI, the one that Hermes works in. Before Python 3.11, reading the file takes the package tomli, which the extra `hermes` brings.
-
-- `mirror_to_own_bank: true` keeps what is said in a project in your own bank, too: the bank that you have outside of projects, which is what the template names without them, else `bank_id`. Turns, `hindsight_retain` and `import` follow the same rule, since a note is as much about you as a turn. Both copies are saved on disk in one step, under the same document ids, and are delivered each by itself: a bank that refuses its copy does not hold the other, and `status` counts both. The server extracts facts for each bank, so its LLM is called twice as often. `hindsight_forget` deletes both copies.
+- The session's folder is the one that Hermes names (0.22 does). If Hermes names none, it is the folder that Hermes works in, in the CLI and the TUI only. Before Python 3.11, reading the file needs the package tomli, which the extra `hermes` brings.
+- `mirror_to_own_bank: true` keeps what is said in a project in your own bank, too. That is the bank that you have outside of projects: the one that the template names without project fields, else `bank_id`. Turns, `hindsight_retain` and `import` follow the same rule, since a note is as much about you as a turn. Both copies are saved on disk in one step, under the same document ids, and are delivered each by itself: a bank that refuses its copy does not hold the other, and `status` counts both. The server extracts facts for each bank, so its LLM is called twice as often. `hindsight_forget` deletes both copies.
 - With your own bank in `additional_banks`, a project recalls from both. What the project's bank shows is not repeated from yours: neither the same words nor anything from the same document.
-- The command `retain` knows no project, and stores in one bank.
+- The command `retain` ignores projects, and stores in one bank.
+
 ## When turns are sent, and what it costs
 
 A request holds documents, a document holds turns of one session, and the server extracts facts from a document in chunks of 3000 characters. Each chunk is one call of its LLM, which carries a prompt of 12 500 characters besides: the number of calls is the cost.

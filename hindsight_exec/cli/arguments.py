@@ -105,7 +105,7 @@ def add_command(
     parser = commands.add_parser(
         name,
         **listed,
-        description=description or f"{help_.capitalize()}.",
+        description=description or f"{help_[:1].upper() + help_[1:]}.",
         epilog="\n  ".join(["examples:", *lines]) + "\n",
     )
     for entry in options:

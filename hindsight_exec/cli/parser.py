@@ -130,8 +130,8 @@ def _add_retain(commands: Commands) -> None:
          option("--context", "tell the server what the content is", type=text, metavar="TEXT")],
         "FILE is JSON Lines of OpenAI-style messages (role, content as text or parts, optionally"
         " timestamp), or one JSON list of them. User and assistant messages are paired to turns;"
-        " tool calls, their results and system messages are left out. Where no server is"
-        " configured, the embedded one runs for the time of the command.",
+        " tool calls, their results and system messages are left out. If no server is configured,"
+        " the command runs the embedded one (see 'serve') until it ends.",
         examples=["retain talk.jsonl --bank notes", "retain - --session call-7 < talk.jsonl"])
 
 
@@ -221,7 +221,7 @@ def _add_outbox(commands: Commands) -> None:
 
 
 def _add_dead(commands: Commands) -> None:
-    dead = commands.add_parser("dead", help="read, retry or discard dead letters").add_subparsers()
+    dead = commands.add_parser("dead", help="list, retry or discard dead letters").add_subparsers()
     add_command(dead, "list", "dead_letters:dead_list", "list dead letters, with the server's reasons",
         _COMMON, examples=["dead list"])
     ids = option("ids", "id from 'dead list'", metavar="ID", nargs="*")
@@ -252,7 +252,9 @@ def _add_memories(commands: Commands) -> None:
         [*common, option("query", "what to search for", metavar="QUERY"), *tagged],
         examples=["memories search 'blue door'"])
     add_command(group, "export", "memories:export", "print documents as JSON Lines",
-        [*common, *filters], examples=["memories export > bank.jsonl"])
+        [*common, *filters],
+        "Print documents as JSON Lines: one document per line, with its text, tags and metadata.",
+        examples=["memories export > bank.jsonl"])
     add_command(group, "forget", "memories:forget", "delete documents and the memories drawn from them",
         [*common,
          option("document", "documents", metavar="ID", nargs="*"),

@@ -167,7 +167,7 @@ class Outcomes:
         """Warn once that the disk does not record what became of turns."""
         if not self._disk_failed:
             self._disk_failed = True
-            _logger.warning("Turns on disk wait until it can be written again: %s", error)
+            _logger.warning("Turns on disk wait until the disk can be written again: %s", error)
 
     def _note(self, exchange: Exchange, error: str = "") -> None:
         try:

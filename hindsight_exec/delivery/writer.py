@@ -46,10 +46,10 @@ class RetainWriter:
         on_trouble: Called on the worker thread with a text for the user: once
             when turns begin to wait on disk, and once when all have arrived.
 
-    Safe from any thread, and from finalizers. Where they would wait for
-    themselves, :meth:`flush`, :meth:`close` and :meth:`deliver_all` raise
-    RuntimeError: in ``on_trouble``, and in a finalizer that interrupted a put.
-    A turn that such a finalizer gives is on disk a moment after its ``put``.
+    Safe from any thread, and from finalizers. :meth:`flush`, :meth:`close` and
+    :meth:`deliver_all` raise RuntimeError where they would wait for themselves:
+    in ``on_trouble``, and in a finalizer that interrupted a put. If such a
+    finalizer calls :meth:`put`, the turn is on disk a moment after it returns.
     A forked child can use it, and writes its own outbox. Exit needs no
     :meth:`close`: it sends turns for up to ``settings.drain_timeout`` seconds,
     and the next process that uses the folder sends the rest.
@@ -244,8 +244,8 @@ class RetainWriter:
     def close(self, timeout: Optional[float] = None, *, leave_to_others: bool = False) -> bool:
         """Deliver the turns given through this writer, and close it. Idempotent.
 
-        It waits for ``timeout`` seconds (by default ``settings.drain_timeout``)
-        at most, and not after the server has failed: the rest stays on disk.
+        It waits at most ``timeout`` seconds (by default ``settings.drain_timeout``),
+        and stops waiting as soon as a request to the server fails. The rest stays on disk.
 
         Args:
             leave_to_others: Begin to send held turns, but let the last writer of

@@ -60,7 +60,8 @@ class DrainingExecutor(ThreadPoolExecutor):
             submissions get ``BrokenThreadPool``.
         initargs: Arguments of ``initializer``.
         drain_timeout: Seconds that exit waits for accepted jobs. It bounds the
-            exit only; :meth:`shutdown` and ``with`` have a bound of their own.
+            exit only: :meth:`shutdown` has its own ``timeout``, and ``with``
+            waits without a bound.
         on_closing: Called once, without arguments, when the executor begins
             to close and before anything waits: the place to cut a sleep short.
         on_deadline: Called once, without arguments, when a bound has run out
@@ -74,9 +75,10 @@ class DrainingExecutor(ThreadPoolExecutor):
         ValueError: ``max_workers`` or ``drain_timeout`` is out of range.
         TypeError: An argument is of the wrong type.
 
-    All methods are safe from any thread. On CPython they are re-entrant, too:
-    signal handlers and finalizers may call them, once the workers have started;
-    but waiting may never end there, if a method of a job's future is interrupted.
+    All methods are safe from any thread. On CPython, once the workers have
+    started, signal handlers and finalizers may call them, too. There, give
+    :meth:`drain` and :meth:`shutdown` a timeout: if they interrupt a method of
+    a job's future, the job cannot end before they return.
     A forked child starts with an empty executor; the parent's jobs are its own.
     """
 

@@ -30,7 +30,7 @@ def register_cli(subparser: Any) -> None:
         "  import      retain past sessions, each once\n"
         "  doctor      check folder, server and key, with remedies\n"
         "  outbox      list and show what waits\n"
-        "  dead        list, show, retry or discard what the server refused\n"
+        "  dead        list, retry or discard what the server refused\n"
         "\n'hermes hindsight_exec COMMAND --help' shows the options of a command."
     )
     subparser.add_argument(_KEPT, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

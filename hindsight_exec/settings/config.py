@@ -1,9 +1,8 @@
 """`Settings`: every configuration key with its default, its check and its description.
 
 The file, its keys and the ``HINDSIGHT_*`` variables are those of the Hindsight
-provider that Hermes 0.19 bundles, so one configuration serves both. Our own
-keys are ``retain_document_chars``, ``retain_idle_seconds``, ``drain_timeout``
-and ``durability``.
+provider that Hermes 0.19 bundles, so one configuration serves both. We add keys
+of our own, such as ``durability``, ``drain_timeout`` and ``redact``.
 """
 
 from __future__ import annotations
@@ -157,22 +156,22 @@ class Settings:
         " process (normal); memory never writes to disk.",
         choices=("full", "normal", "memory"), group="Delivery")
 
-    llm_provider: str = _key("", "text", "LLM provider of the embedded server, such as " + ", ".join(PROVIDERS) +
-        "; its profile's, else openai, without it.", strict=True, group="Embedded")
-    llm_model: str = _key("", "text", "LLM of the embedded server; its profile's, else the provider's usual one, without it.", group="Embedded")
+    llm_provider: str = _key("", "text", "LLM provider of Hindsight's daemon, such as " + ", ".join(PROVIDERS) +
+        "; by default that of its profile, else openai.", strict=True, group="Embedded")
+    llm_model: str = _key("", "text", "LLM of Hindsight's daemon; by default that of its profile, else the provider's usual one.", group="Embedded")
     llm_base_url: str = _key("", "text", "Endpoint of the LLM.", strict=True, env="HINDSIGHT_API_LLM_BASE_URL", group="Embedded")
     llm_api_key: Optional[str] = _key(None, "secret", "Key of the LLM.", env="HINDSIGHT_LLM_API_KEY",
         aliases=("llmApiKey",), group="Embedded", repr=False)
-    idle_timeout: int = _key(300, "int", "Idle seconds after which the embedded server stops, to be brought back when it"
-        " is needed; 0 means never. Hindsight 1.1.0 ignores it.",
+    idle_timeout: int = _key(300, "int", "Idle seconds after which Hindsight's daemon stops; it starts again when it is"
+        " needed. 0 means never. Hindsight 1.1.0 ignores it.",
         env="HINDSIGHT_IDLE_TIMEOUT", minimum=0, group="Embedded")
-    port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow embedded server may take to answer.", minimum=0,
+    port_health_grace_timeout: Optional[float] = _key(None, "number", "Seconds that a slow daemon may take to answer.", minimum=0,
         group="Embedded")
-    hf_endpoint: str = _key("", "text", "Mirror of Hugging Face for the embedded server's models.", group="Embedded")
-    hf_offline: bool = _key(False, "bool", "The embedded server uses only models that are on this machine already.", group="Embedded")
-    embedded_environment: Tuple[Tuple[str, str], ...] = _key((), "variables", "More environment variables of the embedded"
-        ' server, as an object, such as {"HINDSIGHT_API_EMBEDDINGS_PROVIDER": "openai"}.', strict=True, group="Embedded")
-    profile: str = _key("hermes", "profile", "Profile of the embedded server: its own database and environment.", strict=True, group="Embedded")
+    hf_endpoint: str = _key("", "text", "Mirror of Hugging Face for the daemon's models.", group="Embedded")
+    hf_offline: bool = _key(False, "bool", "The daemon uses only models that are on this machine already.", group="Embedded")
+    embedded_environment: Tuple[Tuple[str, str], ...] = _key((), "variables", "More environment variables of Hindsight's"
+        ' daemon, as an object, such as {"HINDSIGHT_API_EMBEDDINGS_PROVIDER": "openai"}.', strict=True, group="Embedded")
+    profile: str = _key("hermes", "profile", "Profile of Hindsight's daemon: its own database and environment.", strict=True, group="Embedded")
     # fmt: on
 
     credential: str = ""
