@@ -183,7 +183,7 @@ def sentences() -> dict[str, list[str]]:
             ),
             (
                 f"Hindsight's LLM is asked {ours[0]} times for a conversation of 100 long turns, and"
-                f" {ours[1]} times for 100 short ones, where the bundled provider has it asked"
+                f" {ours[1]} times for 100 short ones; the bundled provider asks it"
                 f" {theirs[0]} and {theirs[1]} times:"
             ),
             (
@@ -194,8 +194,9 @@ def sentences() -> dict[str, list[str]]:
             ),
             (
                 f"300 chats in one process have {threads} threads, and {median('gateway', '300 chats: sockets')}"
-                " sockets at most; right after a turn of each they are shut down in"
-                f" {median('gateway', BUSY, form='.1f')} s, for {median('gateway', BUSY, BUNDLED)}:"
+                " sockets at most; right after a turn of each, all are shut down in"
+                f" {median('gateway', BUSY, form='.1f')} s, those of the bundled provider in"
+                f" {median('gateway', BUSY, BUNDLED)} s:"
             ),
             (
                 f"Handing over a job takes {span(labelled('submit'), ['tight, p50', 'paced, p50'])} of what it takes"
@@ -215,7 +216,7 @@ def sentences() -> dict[str, list[str]]:
             *pythons(),
             *real_server(),
             (
-                f"It is {span(labelled('durable'), DURABLE)} times, as the disk has it in that minute, and"
+                f"It is {span(labelled('durable'), DURABLE)} times, depending on the disk at that moment, and"
                 f" {best_peer()} times the best peer of each line."
             ),
         ],

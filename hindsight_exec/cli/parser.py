@@ -145,8 +145,8 @@ def _add_serve(commands: Commands) -> None:
          option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
          flag("--until-eof", argparse.SUPPRESS)],
         "A Hindsight-compatible server in one process and one file, for trying things out, for"
-        " tests and for offline work. It is not the memory engine: it stores what it is given and"
-        " finds it by its words.",
+        " tests and for offline work. It has no LLM: it stores what it is given, and finds it only"
+        " by its words.",
         examples=["serve", "serve --port 0 --memory"])
 
 

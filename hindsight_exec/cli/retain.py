@@ -85,8 +85,8 @@ def _server(settings: Settings | None, state: Path, bank: str | None) -> Iterato
     loop = background_loop()
     url = loop.run(server.start()).result()
     note(
-        f"no server is configured; the embedded server, which is not the memory engine, stores the"
-        f" turns in {data} ('{advice('serve')}' runs it; --url names another server)"
+        f"no server is configured; the embedded server, which has no LLM, stores the turns in"
+        f" {data} ('{advice('serve')}' runs it; --url names another server)"
     )
     loaded = settings_of(state)
     # In memory: no turn may wait for a server that ends with the command.

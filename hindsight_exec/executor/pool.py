@@ -60,8 +60,7 @@ class DrainingExecutor(ThreadPoolExecutor):
             submissions get ``BrokenThreadPool``.
         initargs: Arguments of ``initializer``.
         drain_timeout: Seconds that exit waits for accepted jobs. It bounds the
-            exit only: :meth:`shutdown` has its own ``timeout``, and ``with``
-            waits without a bound.
+            exit only: :meth:`shutdown` has a bound of its own, ``with`` none.
         on_closing: Called once, without arguments, when the executor begins
             to close and before anything waits: the place to cut a sleep short.
         on_deadline: Called once, without arguments, when a bound has run out

@@ -1,6 +1,6 @@
 """A Hindsight-compatible server in one process and one file, for trials, tests and offline work.
 
-It is NOT the memory engine. It answers the requests of Hindsight 1.1.0 that a client needs to
+It has no LLM. It answers the requests of Hindsight 1.1.0 that a client needs to
 retain, follow operations, read documents and recall. It stores documents and finds them by their
 words (SQLite FTS5, bm25). It extracts no facts, consolidates no observations and does not reflect.
 

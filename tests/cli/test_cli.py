@@ -137,7 +137,7 @@ def test_without_a_server_the_embedded_one_keeps_it(cli: Cli) -> None:
     said = cli.transcript(20)
     done = cli("retain", "talk.jsonl")
     assert done.status == 0
-    assert "not the memory engine" in done.err
+    assert "the embedded server, which has no LLM" in done.err
     assert "in bank 'hermes' of the embedded server as" in done.out
     process, url = serve(cli)
     try:
