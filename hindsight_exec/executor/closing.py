@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
+    from hindsight_exec.executor.futures import JobFuture
+
 #: Seconds that a job has to end after it was told that its bound has run out.
 GRACE = 0.5
 
@@ -136,25 +138,26 @@ class DrainableWork(Work):
         if not self._has_closed(0.0):
             log(logging.WARNING, "%s: on_closing has not returned", self.name)
 
-    def cancel_queued(self) -> None:
+    def cancel_queued(self, timeout: Optional[float]) -> None:
         """Cancel what is queued, for ``shutdown(cancel_futures=True)``.
 
         In the background, which no signal interrupts: a Ctrl-C between taking
         a job off the queue and cancelling it would leave its future pending
         for ever.
         """
-        Background(lambda: self._cancel_queued(abandon=False)).wait(None)
+        Background(lambda: self._cancel_queued(abandon=False)).wait(timeout)
 
     def _cancel_queued(self, *, abandon: bool) -> None:
-        while (job := self.take()) is not None:
-            future, token = job
+        def cancel(future: JobFuture, token: object) -> None:
             if abandon and not future.cancelled():
                 self._abandoned.add(token)
-            guarded(future.cancel, f"A done callback of {self.name!r}", catch=BaseException)
-            if future.cancelled():
-                # The standard library leaves this out, and as_completed() and
-                # wait() then never hear of it.
-                future.set_running_or_notify_cancel()
-            future.finished = True
-            self.pending.finish(token)
+            try:
+                future.cancel()
+            finally:
+                if future.cancelled():
+                    # The standard library leaves this out, and as_completed()
+                    # and wait() then never hear of it.
+                    future.set_running_or_notify_cancel()
+
+        self.end_queued(cancel)
         self.queue.put(None)  # it was taken, too

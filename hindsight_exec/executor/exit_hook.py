@@ -51,12 +51,12 @@ def close_all() -> None:
     except BaseException as error:
         # Ctrl-C, or what a signal handler raised. Whoever sent it does not
         # want to wait; all that is left is ended, or cancelled, or abandoned.
-        _log_interrupt(error)
         try:
+            _log_interrupt(error)
             _close_phases(patient=False)
         except BaseException as again:
-            _log_interrupt(again)
             with contextlib.suppress(BaseException):
+                _log_interrupt(again)
                 _close_phases(patient=False)
 
 
@@ -131,7 +131,10 @@ def _code_that_waits(frame: Optional[FrameType]) -> Optional[CodeType]:
 
 
 def _log_interrupt(error: BaseException) -> None:
-    log(logging.WARNING, "Exit does not wait any longer: %s", type(error).__name__)
+    try:  # noqa: SIM105 - a `with` would have points outside of it at which a signal strikes
+        log(logging.WARNING, "Exit does not wait any longer: %s", type(error).__name__)
+    except BaseException:
+        pass  # Ctrl-C again: some parents send it twice at once
 
 
 def _register() -> None:

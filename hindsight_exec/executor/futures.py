@@ -56,6 +56,10 @@ class JobFuture(Future):  # type: ignore[type-arg]
             self._unseen.error = None
         return super().cancel()
 
+    def take_back(self) -> bool:
+        """Cancel for `submit`, which nobody asked to: if the job runs, its failure is reported."""
+        return super().cancel()
+
     def _get_snapshot(self) -> Any:
         # asyncio reads the outcome by this method from CPython 3.15 on.
         try:

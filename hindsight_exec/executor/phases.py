@@ -45,14 +45,17 @@ class Phase(Register):
         Args:
             patient: Whether executors get their ``drain_timeout``.
         """
-        self._drain(patient=patient)
-        deadline = now() + closing.GRACE  # one for all
-        for work in self._closing:
-            work.give_up(deadline)
-        # A legacy subinterpreter cannot be destroyed while threads live in it.
-        for work in self._closing:
-            if not work.pending:
-                work.join(max(0.0, deadline - now()))
+        while True:
+            self._drain(patient=patient)
+            deadline = now() + closing.GRACE  # one for all
+            for work in self._closing:
+                work.give_up(deadline)
+            # A legacy subinterpreter cannot be destroyed while threads live in it.
+            for work in self._closing:
+                if not work.pending:
+                    work.join(max(0.0, deadline - now()))
+            if not any(work.is_busy() for work in self._closing):
+                break  # else a worker began a job that was submitted as the queue ended
         while self.callbacks:
             callback = self.callbacks[0]
             _call_back(callback)

@@ -209,7 +209,7 @@ class DrainingExecutor(ThreadPoolExecutor):
         deadline = None if timeout is None else now() + timeout
         work.close(lambda: ExecutorClosed("cannot schedule new futures after shutdown"))
         if cancel_futures:
-            work.cancel_queued()
+            work.cancel_queued(None if timeout is None else timeout + closing.GRACE)
         work.call("on_closing")
         if not wait or work.is_given_up():
             return
@@ -217,9 +217,9 @@ class DrainingExecutor(ThreadPoolExecutor):
             raise RuntimeError(
                 "shutdown(wait=True) from a job of the same executor would wait for itself"
             )
-        if work.pending.wait(timeout):
+        if work.pending.wait(deadline and deadline - now()):
             # The workers have found the end of the queue, or are about to.
-            work.join(None if deadline is None else max(0.0, deadline - now()))
+            work.join(deadline and max(0.0, deadline - now()))
         else:
             work.expire(f"shutdown(timeout={timeout:g}) expired")
             work.give_up(now() + closing.GRACE)

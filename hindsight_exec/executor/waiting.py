@@ -51,7 +51,7 @@ class Background:
     ``Thread.start`` can leave a lock of ``threading`` held for ever (CPython
     3.14 and 3.15), and then no thread starts any more.
 
-    Where no thread can be started (3.12.0 to 3.12.2 at exit, ``atexit`` since
+    Where no thread can be started (3.12.0 to 3.12.2 at exit, ``atexit`` on
     3.12, isolated subinterpreters), the call is made at once by the caller.
     """
 
@@ -64,14 +64,14 @@ class Background:
         # Held until the call has returned, and released by its thread.
         self._running = threading.Lock()
         self._running.acquire()
-        started = True
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError:
-            started = False
-        if not started:  # out of the handler, whose error is not the function's context
-            self._function()
-            self._returned = True
+            pass  # called out of the handler, whose error is not the function's context
+        else:
+            return
+        self._function()
+        self._returned = True
 
     def wait(self, timeout: Optional[float]) -> bool:
         """Wait within ``timeout`` seconds; return whether the call has returned."""

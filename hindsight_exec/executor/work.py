@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import queue
 import sys
 import threading
@@ -18,7 +19,7 @@ from types import FunctionType
 from hindsight_exec.errors import ExecutorClosed
 from hindsight_exec.executor import process
 from hindsight_exec.executor.pending import Pending
-from hindsight_exec.executor.waiting import now
+from hindsight_exec.executor.waiting import guarded, now
 
 TYPE_CHECKING = False
 
@@ -50,7 +51,7 @@ class Register:
     def add(self, work: Work) -> None:
         """Have the work drained at exit; raise if it is too late for that."""
         self.works.add(work)
-        self.latest = work
+        self.latest = object()  # not the work, which would live on with its callbacks
         if self.closed:
             self.works.discard(work)
             raise ExecutorClosed(AFTER_EXIT)
@@ -148,7 +149,7 @@ class Work:
 
     def withdraw(self, future: JobFuture, token: object) -> bool:
         """Take a submission back; return False if its job has begun."""
-        cancelled = future.cancel()
+        cancelled = future.take_back()
         if cancelled or future.finished:
             self.pending.finish(token)
         return cancelled
@@ -202,31 +203,33 @@ class Work:
         """Whether the calling thread is one of the workers."""
         return threading.current_thread() in self.workers
 
-    def take(self) -> Optional[tuple[JobFuture, object]]:
-        """Take a job off the queue, for one who cancels it; None if there is none.
-
-        Called on threads that no signal interrupts: one that struck now would
-        lose the job.
-        """
-        while True:
-            try:
-                job = self.queue.get_nowait()
-            except queue.Empty:
-                return None
-            if job is not None:
-                return job[0], job[-1]
-
     def break_down(self) -> None:
         """The initializer failed: tell all who wait or will come."""
         message = "A thread initializer failed, the thread pool is not usable anymore"
         self.refusal = lambda: self.broken(message)
         self.gated = True
-        while (job := self.take()) is not None:
-            future, token = job
+
+        def fail(future: JobFuture, _: object) -> None:
             if future.set_running_or_notify_cancel():
                 future.set_exception(self.broken(message))
-            future.finished = True
-            self.pending.finish(token)
+
+        self.end_queued(fail)
+
+    def end_queued(self, end: Callable[[JobFuture, object], object]) -> None:
+        """Take all jobs off the queue and end their futures, whatever done callbacks raise.
+
+        Called on threads that no signal interrupts: one that struck now would
+        lose a job.
+        """
+        what = f"A done callback of {self.name!r}"
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self.queue.get_nowait()
+                if job is not None:
+                    future, *_, token = job
+                    guarded(functools.partial(end, future, token), what, catch=BaseException)
+                    future.finished = True
+                    self.pending.finish(token)
 
     def join(self, timeout: Optional[float]) -> None:
         """Wait for the workers to end, after their jobs."""

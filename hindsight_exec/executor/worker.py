@@ -49,15 +49,15 @@ class Context:
 def start(work: Work) -> None:
     """Start a worker; raise if there is none then."""
     stay_first()
-    work.register.add(work)
     enlisted = threading.Lock()
     enlisted.acquire()
-    options: dict[str, Any] = {
-        "target": _serve,
-        "args": (work, enlisted),
-        "name": f"{work.name}_{len(work.workers)}",
-    }
     try:
+        work.register.add(work)
+        options: dict[str, Any] = {
+            "target": _serve,
+            "args": (work, work.create_context(), enlisted),
+            "name": f"{work.name}_{len(work.workers)}",
+        }
         try:
             thread = threading.Thread(**options, daemon=True)
         except RuntimeError:
@@ -76,21 +76,20 @@ def start(work: Work) -> None:
         # A worker less. Those that live take the job.
 
 
-def _serve(work: Work, enlisted: threading.Lock) -> None:
+def _serve(work: Work, context: Context, enlisted: threading.Lock) -> None:
     """Be a worker, until the queue ends. ``enlisted`` is released when it is known as one."""
     is_needed = work.enlist()
     enlisted.release()
     if not is_needed:
         return
     try:
-        context = work.create_context()
         context.initialize()
     except BaseException:
         log(logging.CRITICAL, "Exception in initializer:", exc_info=True)
         work.break_down()
         work.leave()
         return
-    while True:
+    while work.mark == process.mark[0]:  # else a job or the initializer has forked
         try:
             _run_jobs(work, context.run)
             break

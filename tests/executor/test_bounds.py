@@ -50,6 +50,22 @@ def test_done_callback_that_hangs(run):
     assert sorted(ended.err.splitlines()) == [f"other: {expired}", f"stuck: {expired}"]
 
 
+def test_shutdown_beside_a_done_callback_that_hangs(run):
+    """The bound of shutdown holds while it cancels futures whose done callbacks hang."""
+    ended = run(
+        """
+        stuck = DrainingExecutor(thread_name_prefix="stuck")
+        stuck.submit(wedge)
+        began.wait()
+        stuck.submit(int).add_done_callback(hang)
+        stuck.shutdown(timeout=0.1, cancel_futures=True)
+        say("returned")
+        """
+    )
+    assert (ended.status, ended.out) == (0, "returned\n")
+    assert ended.err == "stuck: shutdown(timeout=0.1) expired; 2 jobs abandoned\n"
+
+
 @threads_at_exit
 @pytest.mark.parametrize("busy", [False, True])
 def test_on_closing_that_hangs(run, busy):

@@ -365,6 +365,73 @@ def test_nothing_escapes_the_hook(run, kind):
     assert ended.err.count(f"{kind}: from a callback") == 2
 
 
+def test_job_that_ran_before_its_further_worker_could_start(run):
+    """A job that the workers there are have run is not refused as exit closes in between."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import exit_hook, worker
+        executor = DrainingExecutor(2)
+        go, starting, closed = threading.Event(), threading.Event(), threading.Event()
+        executor.submit(go.wait)
+        stay_first = worker.stay_first
+        def slow():  # the first line of a worker's start
+            starting.set()
+            closed.wait()
+            stay_first()
+        worker.stay_first = slow
+        def give():
+            say("accepted", executor.submit(int, 5).result())
+        giver = threading.Thread(target=give, daemon=True)
+        giver.start()
+        starting.wait()  # the job is queued and counted
+        go.set()
+        exit_hook.close_all()  # the only worker has run it
+        closed.set()
+        giver.join()
+        """
+    )
+    assert ended == (0, "accepted 5\n", "")
+
+
+def test_job_that_begins_as_the_queue_ends(run):
+    """Exit waits for a job that a worker finds behind the end of the queue."""
+    ended = run(
+        """
+        import threading
+        from hindsight_exec import DrainingExecutor
+        executor = DrainingExecutor(2, drain_timeout=60, on_deadline=lambda: say("deadline"))
+        both = threading.Barrier(2)
+        for _ in range(2):
+            executor.submit(both.wait)
+        executor.drain()
+        work, giving = executor._work, threading.Event()
+        queue, go, begun, leaving = work.queue, threading.Event(), threading.Event(), threading.Event()
+        class Queue:
+            get, get_nowait = queue.get, queue.get_nowait
+            def put(self, item):
+                if item is not None:
+                    giving.set()
+                    go.wait()  # exit has closed the queue meanwhile
+                elif threading.current_thread() in work.workers and not go.is_set():
+                    go.set()
+                    begun.wait()  # a worker that leaves is preempted here
+                queue.put(item)
+                if item is not None:
+                    begun.wait()
+        work.queue = Queue()
+        def job():
+            begun.set()
+            leaving.wait(1.5)  # longer than exit waits for threads to end
+            say("done")
+        threading.Thread(target=executor.submit, args=(job,), daemon=True).start()
+        giving.wait()
+        """
+    )
+    assert ended == (0, "done\n", "")
+
+
 # --- the order of exit -------------------------------------------------------
 
 
@@ -503,6 +570,34 @@ def test_interrupted_twice(start):
     ended = child.end()
     assert ended.status in (0, -signal.SIGINT)
     assert "Traceback" not in ended.err
+
+
+@posix
+def test_interrupted_while_the_interrupt_is_logged(run):
+    """Parents that forward Ctrl-C send it twice at once: the second skips nothing, either."""
+    ended = run(
+        """
+        import logging, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import call_at_exit
+        class Again(logging.Handler):
+            def emit(self, record):
+                if "does not wait" in record.getMessage():
+                    say("logged")
+                    signal.raise_signal(signal.SIGINT)
+        logging.getLogger().addHandler(Again())
+        theirs = ThreadPoolExecutor(1)
+        theirs.submit(int).result()
+        call_at_exit(lambda: say("closed"))
+        stop = threading.Event()
+        def interrupt():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        executor = DrainingExecutor(drain_timeout=60, on_closing=interrupt, on_deadline=stop.set)
+        executor.submit(stop.wait)
+        """
+    )
+    assert ended == (0, "logged\nclosed\n", "")
 
 
 @posix

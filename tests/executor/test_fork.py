@@ -185,6 +185,25 @@ def test_fork_in_a_job(run, way):
     ]
 
 
+def test_fork_in_an_initializer(run):
+    """The jobs that wait for a worker are the parent's, also if its initializer forks."""
+    ended = run(
+        """
+        submitted = threading.Event()
+        def initialize():
+            submitted.wait()
+            if child := os.fork():
+                wait_for(child)
+        executor = DrainingExecutor(initializer=initialize)
+        parent = os.getpid()
+        future = executor.submit(lambda: say("in the parent", os.getpid() == parent))
+        submitted.set()
+        future.result()
+        """
+    )
+    assert ended == (0, "child 0\nin the parent True\n", "")
+
+
 def test_grandchild(run):
     """A child of a child starts clean, too."""
     ended = run(

@@ -214,6 +214,23 @@ def test_failing_initializer(make, own_log, kind):
     assert "Exception in initializer" in own_log.text
 
 
+def test_failing_initializer_and_a_callback_that_raises(make):
+    """A done callback that raises SystemExit ends neither the others' futures nor their count."""
+    begin = threading.Event()
+
+    def initialize() -> None:
+        assert begin.wait(LIMIT)
+        raise ValueError("no")
+
+    executor = make(initializer=initialize)
+    futures = [executor.submit(int) for _ in range(4)]
+    futures[0].add_done_callback(lambda _: sys.exit("from a callback"))
+    begin.set()
+    assert all(isinstance(future.exception(LIMIT), BrokenThreadPool) for future in futures)
+    assert executor.drain(LIMIT)
+    assert executor.pending == 0
+
+
 def test_initializer_that_fails_within_the_first_submission(make, monkeypatch):
     """The broken executor has nothing pending if it broke before submit had counted the job."""
     executor = make(initializer=divmod, initargs=(1, 0))
@@ -441,6 +458,23 @@ def test_shutdown_timeout(make, gate, own_log):
     assert "slow" in warnings[0]
     assert "5 jobs" in warnings[0]
     assert calls == ["closing", "deadline"]
+
+
+def test_on_closing_takes_from_the_bound_of_shutdown(make, gate, monkeypatch):
+    """The seconds that on_closing took are not waited for the jobs again."""
+    clock, waits = [100.0], []
+    monkeypatch.setattr("hindsight_exec.executor.pool.now", lambda: clock[0])
+    executor = make(on_closing=lambda: clock.__setitem__(0, 107.0), on_deadline=gate.open)
+
+    class Noted(type(executor._work.pending)):
+        def wait(self, timeout):
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    executor._work.pending = Noted()
+    executor.submit(gate)
+    executor.shutdown(timeout=5)
+    assert waits[0] == -2
 
 
 def test_on_deadline_saves_the_job(make, own_log):
@@ -743,6 +777,33 @@ def test_unkept_exception_is_logged_once(make, own_log):
     assert "writer" in record.getMessage()
 
 
+def test_exception_after_an_interrupted_submission_is_logged(make, own_log):
+    """A job that began before its submission was interrupted reports its failure, too."""
+    executor = make()
+    began, go = threading.Event(), threading.Event()
+
+    def job() -> None:
+        began.set()
+        assert go.wait(LIMIT)
+        raise LookupError
+
+    class Interrupted(type(executor._work.pending)):
+        def add(self, token):
+            super().add(token)
+            assert began.wait(LIMIT)
+            raise KeyboardInterrupt
+
+    executor._work.pending = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(job)
+    go.set()
+    assert executor.drain(LIMIT)
+    executor.shutdown()
+    collect()
+    (record,) = own_log.records
+    assert record.exc_info[0] is LookupError
+
+
 def test_kept_exception_is_not_logged(make, own_log):
     """The exception of a job whose future is held is the holder's."""
     executor = make()
@@ -792,6 +853,23 @@ def test_collected_executor_leaves_no_thread():
     for worker in workers:
         worker.join(LIMIT)
         assert not worker.is_alive()
+
+
+def test_closed_executor_is_collected_with_what_its_callbacks_refer_to():
+    """Nothing holds an executor without workers, not even if it was the last to start one."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.executor = DrainingExecutor(on_deadline=self.stop)
+            self.executor.submit(int).result(LIMIT)
+            self.executor.shutdown()
+
+        def stop(self) -> None:
+            pass
+
+    owner = weakref.ref(Owner())
+    collect()
+    assert owner() is None
 
 
 def test_collected_executor_finishes_its_queue(gate):

@@ -92,6 +92,29 @@ def test_prepare_context_of_any_kind():
 
 
 @contexts
+def test_context_that_cannot_be_created():
+    """`submit` raises what creating a context raises, and the executor stays usable."""
+    failures = [OSError("no more of these")]
+
+    class Limited(DrainingExecutor):
+        @classmethod
+        def prepare_context(cls, initializer, initargs):
+            create, resolve = ThreadPoolExecutor.prepare_context(initializer, initargs)
+
+            def limited() -> Any:
+                if failures:
+                    raise failures.pop()
+                return create()
+
+            return limited, resolve
+
+    with Limited() as executor:
+        with pytest.raises(OSError, match="no more of these"):
+            executor.submit(int)
+        assert executor.submit(pow, 2, 8).result(LIMIT) == 256
+
+
+@contexts
 @pytest.mark.parametrize("inherits", ["0", "1"])
 def test_workers_inherit_a_context_where_threads_do(inherits):
     """Workers see the context that started them, or none, as the standard library's do."""
