@@ -45,11 +45,11 @@ def note(text: str) -> None:
         print(f"hindsight-exec: {plain(text)}", file=sys.stderr)
 
 
-def say_json(value: Any) -> None:
-    """Write the result for a script."""
+def say_json(value: Any, *, indent: int | None = 2) -> None:
+    """Write the result for a script; on one line without ``indent``."""
     # Where the terminal's encoding lacks a character, only an escape of JSON's own is still JSON.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, indent=2, ensure_ascii=not unicode, default=str))
+    print(json.dumps(value, indent=indent, ensure_ascii=not unicode, default=str))
 
 
 def prepare_streams() -> None:
@@ -121,7 +121,11 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Write rows as columns, cut to the width of a terminal; those in ``right`` align there."""
+    """Write rows as columns, cut to the width of a terminal; those in ``right`` align there.
+
+    Cells of foreign origin neither steer the terminal nor break their line.
+    """
+    rows = [[plain(" ".join(cell.split())) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)

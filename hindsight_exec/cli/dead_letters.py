@@ -84,7 +84,7 @@ def outbox_show(args: argparse.Namespace) -> int:
     row = entry.row
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["given_at"]))
     say(f"{entry.name}: {row['state']}, {counted(row['turns'], 'turn')} accepted at {at}")
-    say(f"to {row['url']}, bank {row['bank']}, session {plain(row['session'])}")
+    say(f"to {row['url']}, bank {plain(row['bank'])}, session {plain(row['session'])}")
     for name, label in (("document_id", "document"), ("error", "error")):
         if row[name]:
             say(f"{label} {plain(row[name])}")

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         places = folders(args.state)
     except ConfigError as error:
         places = []
-        checks.append(Check("state directory", "failed", str(error), "name another"))
+        remedy = "name another with HINDSIGHT_EXEC_STATE or --state"
+        checks.append(Check("state directory", "failed", str(error), remedy))
     checks = [*chain(*map(_directory, places)), *checks, *_servers(places, args), *_service()]
     homes = [place.parent.parent for place in places]  # Hermes' folder is one of them
     checks += filter(None, (eviction(home) or other_provider(home) for home in homes))
@@ -146,7 +147,7 @@ def _waiting_for(place: Path, asked: set[tuple[str, str | None, str]]) -> Iterat
     for problem in missing_keys(files):
         yield Check("waiting", "failed", "turns wait for a server whose key is unknown", problem)
     for where in left_destinations(files):
-        key = resolve_credential(where.credential, where.url)
+        key = resolve_credential(where.credential, where.url, place)
         if key is None or where.url.startswith(EMBEDDED_URL):
             continue
         settings = Settings(api_url=where.url, api_key=key or None, bank_id=where.bank)
@@ -156,7 +157,10 @@ def _waiting_for(place: Path, asked: set[tuple[str, str | None, str]]) -> Iterat
 
 def _service() -> Iterator[Check]:
     """Whether the scheduled runs happen, where they are installed."""
-    found = service.look()
+    try:
+        found = service.look()
+    except ConfigError:
+        return  # without a home folder, none is installed
     if found["installed"]:
         state = "failed" if found["problem"] else "ok"
         remedy = f"see '{advice('service status')}'" if found["problem"] else ""

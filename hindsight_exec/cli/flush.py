@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Deliver; the status is 0 when nothing is left but what running processes deliver."""
     deadline = now() + args.timeout
-    left = accepted = live = 0
+    left = accepted = live = unread = 0
     errors: list[str] = []
     with Progress("turns sent") as progress:
         for folder in folders(args.state):
@@ -34,21 +34,23 @@ def run(args: argparse.Namespace) -> int:
             accepted += found.accepted
             live += held
             problems = [file.problem for file in files if file.problem]
-            left += found.waiting - held + len(problems)  # nobody knows what such a file holds
+            left += found.waiting - held
+            unread += len(problems)  # nobody knows what such a file holds
             keys = list(missing_keys(files))
             if found.waiting > held and not keys:
                 keys = [error or found.last_error or f"not done within {args.timeout:g} s"]
             errors += problems + keys
     if args.json:
         say_json({"waiting": left + live, "accepted": accepted, "live": live, "errors": errors})
-    elif left:
-        note(f"{counted(left, 'turn')} still waiting: {'; '.join(errors)}")
+    elif left or unread:
+        waiting = [counted(n, of) for n, of in ((left, "turn"), (unread, "unreadable file")) if n]
+        note(f"{' and '.join(waiting)} still waiting: {'; '.join(errors)}")
     else:
         more = f"; the server is processing {counted(accepted, 'turn')}" if accepted else ""
         say(f"no turns are waiting{more}")
     if live and not args.json:
         note(f"running processes hold {counted(live, 'turn')} and will send them")
-    return UNDONE if left else OK
+    return UNDONE if left or unread else OK
 
 
 def _flush(folder: Path, deadline: float, progress: Progress) -> str:
@@ -82,10 +84,11 @@ def left_destinations(files: Iterable[File]) -> list[Destination]:
 
 def missing_keys(files: Iterable[File]) -> Iterable[str]:
     """Which servers' keys this environment lacks, so that their turns are not sent."""
+    states = {file.path.parent for file in files}
     for url, reference in dict.fromkeys(
         (where.url, where.credential) for where in left_destinations(files)
     ):
-        if resolve_credential(reference, url) is not None:
+        if any(resolve_credential(reference, url, state) is not None for state in states):
             continue
         kind, _, home = reference.partition(":")
         if kind == "hermes":

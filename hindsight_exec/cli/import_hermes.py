@@ -21,6 +21,7 @@ from hindsight_exec.hermes.history import PastSession, PastTurn, past_sessions, 
 from hindsight_exec.hermes.redact import shown_of
 from hindsight_exec.hermes.setup import state_of
 from hindsight_exec.outbox import spool
+from hindsight_exec.settings.credentials import resolve_credential
 from hindsight_exec.settings.folders import absolute, default_hermes_home
 
 from .connection import ask, outcome, probe, put_patiently, until_stored
@@ -31,7 +32,6 @@ from .console import (
     agreed,
     counted,
     note,
-    plain,
     say,
     say_json,
     table,
@@ -92,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
     if settings.unusable or not settings.configured:
         remedy = "run 'hermes memory setup', or set HINDSIGHT_API_URL"
         raise ConfigError(settings.unusable or f"no server is configured in {home}: {remedy}")
+    if resolve_credential(settings.credential, settings.api_url) is None:
+        # The server is this environment's; the folder is another profile's, which does not know it.
+        settings = replace(settings, credential="")
     if settings.durability == "memory":
         raise ConfigError("durability is memory: an import needs the outbox on disk")
     wanted = (past for past in past_sessions(home.absolute()) if _wanted(past, args))
@@ -174,6 +177,7 @@ def _import(
 ) -> int:
     due = [plan for plan in plans if plan.due]
     total = sum(len(plan.past.turns) for plan in due)
+    elsewhere = state if args.home else None  # else `flush` looks there by itself
     with deferred():
         writer = RetainWriter(settings, state=state)
         try:
@@ -190,13 +194,13 @@ def _import(
             counters, refused = writer.counters(), writer.paused
             if counters.waiting:
                 waiting = counted(counters.waiting, "turn")
-                note(f"{waiting} saved on disk; '{advice('flush')}' sends them")
+                note(f"{waiting} saved on disk; '{advice('flush', elsewhere)}' sends them")
             with without_warnings():
                 writer.close(0 if counters.waiting else None)
     _show(plans, args, settings, stored=counters.own_completed)
     if counters.own_dead:
         dead = counted(counters.own_dead, "turn")
-        note(f"the server refused {dead}; run '{advice('dead list')}' to see them")
+        note(f"the server refused {dead}; run '{advice('dead list', elsewhere)}' to see them")
     return outcome(refused=refused, arrived=arrived, complete=not counters.own_dead)
 
 
@@ -271,7 +275,7 @@ def _show(
             f"{datetime.fromtimestamp(plan.past.last_at):%Y-%m-%d}",
             str(len(plan.past.turns)),
             plan.state,
-            plain(plan.past.title)[:40],
+            plan.past.title[:40],
         )
         for plan in plans
     ]
@@ -306,12 +310,13 @@ class _Journal:
     def __enter__(self) -> _Journal:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.fdopen(os.open(self._path, flags, 0o600), "r+", encoding="utf-8")
+        descriptor = os.open(self._path, flags, 0o600)
+        self._file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
         if not spool.try_lock(self._file.fileno()):
             self._file.close()
             raise ConfigError(f"another import runs: {self._path} is locked")
         for line in self._file:
-            with contextlib.suppress(ValueError):  # the last line of a killed process
+            with contextlib.suppress(ValueError, TypeError):  # a killed process, a damaged disk
                 value = json.loads(line)
                 if isinstance(value, list) and len(value) == 4:
                     self._known[value[0], value[1], value[2]] = value[3]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import sys
 import uuid
 from datetime import datetime, timezone
 from functools import partial
@@ -39,11 +37,11 @@ def show(args: argparse.Namespace) -> int:
     elif documents:
         rows = [
             (
-                plain(one["id"]),
+                one["id"],
                 f"{_said_at(one):%Y-%m-%d %H:%M}",
                 str(one.get("text_length") or ""),
                 str(one.get("memory_unit_count", "")),
-                plain(", ".join(one.get("tags") or [])),
+                ", ".join(map(str, one.get("tags") or [])),
             )
             for one in documents
         ]
@@ -93,7 +91,7 @@ def export(args: argparse.Namespace) -> int:
                 continue  # somebody deleted it meanwhile
             if isinstance(document, BaseException):
                 raise document
-            sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+            say_json(document, indent=None)
     note(f"{counted(len(names), 'document')} exported")
     return OK
 
@@ -109,18 +107,23 @@ def forget(args: argparse.Namespace) -> int:
         for missing in sorted(set(args.document) - there):
             note(f"no document {missing!r}; run 'memories list' to see the ids")
         documents = [one for one in documents if one["id"] in args.document]
-    for one in documents:
+    names = [one["id"] for one in documents]
+    for one in [] if args.json else documents:
         say(f"{plain(one['id'])}  {_said_at(one):%Y-%m-%d %H:%M}")
     if args.dry_run or not documents:
+        if args.json:
+            say_json({"documents": names, "deleted": 0})
         note(f"{counted(len(documents), 'document')} would be deleted")
         return OK
     question = f"Delete {counted(len(documents), 'document')} and all memories drawn from them?"
     unasked = "nothing was deleted; use --yes to delete without asking"
     if not agreed(question, yes=args.yes, unasked=unasked):
         return UNDONE
-    names = [one["id"] for one in documents]
     count = ask(settings, lambda client: delete(client, settings.bank_id, names))
-    say(f"{count} of {counted(len(names), 'document')} deleted")
+    if args.json:
+        say_json({"documents": names, "deleted": count})
+    else:
+        say(f"{count} of {counted(len(names), 'document')} deleted")
     return OK
 
 

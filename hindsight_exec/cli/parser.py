@@ -137,11 +137,11 @@ def _add_retain(commands: Commands) -> None:
 
 def _add_serve(commands: Commands) -> None:
     add_command(commands, "serve", "serve:run", "run the embedded server",
-        [option("--host", "address to listen on (default 127.0.0.1)", default="127.0.0.1"),
+        [option("--host", "address to listen on (default 127.0.0.1)", type=text, default="127.0.0.1"),
          option("--port", "port (default 8888); 0 takes a free one", type=number(int, 0, 65535), default=8888),
          [option("--data", "data directory (default: server, in the state directory)", type=folder, metavar="DIR"),
           flag("--memory", "keep the data in memory only")],
-         option("--api-key", "require this key in every request", metavar="KEY"),
+         option("--api-key", "require this key in every request", type=text, metavar="KEY"),
          option("--latency", "delay every request by SECONDS", type=number(float, 0), default=0.0, metavar="SECONDS"),
          flag("--until-eof", argparse.SUPPRESS)],
         "A Hindsight-compatible server in one process and one file, for trying things out, for"
@@ -170,7 +170,7 @@ def _add_status_and_flush(commands: Commands) -> None:
     add_command(commands, "status", "status:run", "show queued turns, and why they wait",
         [*_COMMON,
          option("--watch", "refresh every SECONDS (default 2), until Ctrl-C",
-                type=number(float, 0.1), nargs="?", const=2.0, metavar="SECONDS"),
+                type=number(float, 0.1, 86400), nargs="?", const=2.0, metavar="SECONDS"),
          flag("--check", "exit with status 1 if a turn waits for longer than --max-age, is dead or unreadable"),
          option("--max-age", "for --check: longest wait, such as 90s, 15min or 1d (default 1h)", type=seconds, default=3600.0, metavar="SPAN"),
          flag("--prometheus", "print metrics in Prometheus' text format")],

@@ -161,9 +161,17 @@ class Cron:
         return any(line.endswith(_MARK) for line in self._lines())
 
     def _lines(self) -> list[str]:
-        """The table as it is. Without one, `crontab -l` fails."""
-        done = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=False)  # noqa: S607
-        return done.stdout.splitlines() if done.returncode == 0 else []
+        """The table as it is; none without a table, or without cron.
+
+        Raises:
+            HindsightExecError: It cannot be read. Taken for empty, it would be overwritten.
+        """
+        try:
+            return _run("crontab", "-l").splitlines()
+        except HindsightExecError as error:
+            if re.search("no crontab for|No such file or directory", str(error)):
+                return []
+            raise
 
     def _others(self) -> list[str]:
         return [line for line in self._lines() if not line.endswith(_MARK)]
@@ -197,12 +205,24 @@ def _ends_well(*command: str) -> bool:
         return False
 
 
-def _run(*command: str, given: str = "") -> None:
-    """Run one of the system's programs; HindsightExecError quotes its words if it fails."""
+def _run(*command: str, given: str = "") -> str:
+    """Return what one of the system's programs prints.
+
+    Raises:
+        HindsightExecError: It failed, in its own words, or there is none.
+    """
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command,
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a user's table keeps its bytes
+            check=False,
+        )
     except OSError as error:
         raise HindsightExecError(f"cannot run {command[0]}: {error.strerror}") from error
     if done.returncode:
         words = (done.stderr or done.stdout).strip()
         raise HindsightExecError(f"{shlex.join(command)} failed: {words}")
+    return done.stdout

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hindsight_exec.errors import ConfigError
+from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.settings.folders import absolute
 
 from . import schedulers
@@ -49,7 +49,7 @@ def install(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(shown)
         return OK
-    known = _read(file)
+    known = _configuration(file)
     before = known.get("scheduler") or scheduler.name
     if known and known.get("state") != state:
         note(f"this replaces the runs for {known.get('state') or 'the default directories'}")
@@ -76,7 +76,7 @@ def install(args: argparse.Namespace) -> int:
 def uninstall(args: argparse.Namespace) -> int:
     """Undo what :func:`install` did. Turns stay where they are."""
     file = _file()
-    known = _read(file)
+    known = _configuration(file)
     scheduler = schedulers.choose(known.get("scheduler") or args.scheduler)
     for text in scheduler.uninstall():
         note(text)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from . import flush  # noqa: PLC0415 - the others need no delivery
     from .parser import make_parser  # noqa: PLC0415 - it brings this command
 
-    known = _read(args.file)
+    known = _configuration(args.file)
     if not known:
         raise ConfigError(f"no configuration in {args.file}; run '{advice('service install')}'")
     os.environ.update(known["environment"])
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 def look() -> dict[str, Any]:
     """Whether runs are installed, when the last one was, and what is wrong with that."""
     file = _file()
-    known, last = _read(file), _read(_last(file))
+    known, last = _configuration(file), _read(_last(file))
     found = {
         "installed": bool(known),
         **{name: known.get(name) for name in ("scheduler", "every")},
@@ -137,7 +137,12 @@ def look() -> dict[str, Any]:
         found["problem"] = f"not installed; '{advice('service install')}' installs it"
         return found
     since = last.get("at") or file.stat().st_mtime
-    if not schedulers.choose(known["scheduler"]).is_installed():
+    try:
+        is_installed = schedulers.choose(known["scheduler"]).is_installed()
+    except HindsightExecError as error:
+        found["problem"] = str(error)
+        return found
+    if not is_installed:
         found["problem"] = f"{known['scheduler']} has lost it; run '{advice('service install')}'"
     elif time.time() - since > _LATE * known["every"] + 60:
         late = duration(time.time() - since)
@@ -164,6 +169,12 @@ def _file() -> Path:
 
 def _last(file: Path) -> Path:
     return file.with_name("service-last.json")
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """What :func:`install` wrote; nothing if it did not, or if the file was damaged since."""
+    value = _read(file)
+    return value if value.keys() >= {"every", "state", "environment", "scheduler"} else {}
 
 
 def _read(file: Path) -> dict[str, Any]:

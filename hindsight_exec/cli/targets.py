@@ -31,9 +31,10 @@ def chooses_directory() -> bool:
     return not _called.startswith("hermes")
 
 
-def advice(words: str) -> str:
-    """A command of ours as this user can type it, for the same state directory."""
-    return f"{_called} {words}" + (f" --state {shlex.quote(str(_state))}" if _state else "")
+def advice(words: str, state: Path | None = None) -> str:
+    """A command of ours as this user can type it, for the same (or this) state directory."""
+    state = state or _state
+    return f"{_called} {words}" + (f" --state {shlex.quote(str(state))}" if state else "")
 
 
 def folder(state: Path | None) -> Path:
@@ -45,25 +46,29 @@ def folders(state: Path | None) -> list[Path]:
     """All directories where this user's turns may wait: Hermes keeps its own.
 
     Raises:
-        ConfigError: The named one is not a state directory.
+        ConfigError: One cannot be read, or the named one is not a state directory.
     """
     found = [folder(state)]
-    if state is not None:
-        _require(found[0])
-    elif not os.environ.get("HINDSIGHT_EXEC_STATE", "").strip():
+    _require(found[0], named=state is not None)
+    if state is None and not os.environ.get("HINDSIGHT_EXEC_STATE", "").strip():
         hermes = _hermes_outbox()
         if hermes is not None and hermes.parent.is_dir():  # its configuration is there, too
             found.append(hermes)
     return found
 
 
-def _require(place: Path) -> None:
-    """A mistyped directory must not read as "nothing waits"."""
+def _require(place: Path, *, named: bool) -> None:
+    """A mistyped or unreadable directory must not read as "nothing waits"."""
+    where = "--state" if named else "HINDSIGHT_EXEC_STATE, and who may read it"
     try:
         names = [path.name for path in place.iterdir()]
     except OSError as error:
-        raise ConfigError(f"no state directory {place}: {error.strerror}; check --state") from None
-    if names and ".folder.lock" not in names and not any(name.endswith(".db") for name in names):
+        if not named and isinstance(error, FileNotFoundError):
+            return  # nothing was ever given
+        raise ConfigError(f"no state directory {place}: {error.strerror}; check {where}") from None
+    if not named or not names or ".folder.lock" in names:
+        return
+    if not any(name.endswith(".db") for name in names):
         inside = [place / "outbox", place / "hindsight" / "outbox"]
         nearby = next((f"; did you mean {one}?" for one in inside if one.is_dir()), "")
         raise ConfigError(f"{place} is not a state directory; check --state{nearby}")

@@ -175,6 +175,9 @@ class Request:
         if isinstance(error, aiohttp.ClientHttpProxyError):
             # Not chained: it holds the proxy's URL with the password.
             detail, cause = f"the proxy responded {error.status} {error.message}", None
+        elif isinstance(error, aiohttp.InvalidURL):
+            # The proxy's, as ours is normalised. Neither shown nor chained, for its password.
+            detail, cause = "the proxy's URL is invalid; correct http_proxy or https_proxy", None
         elif isinstance(error, aiohttp.ClientResponseError):
             # Not chained itself: it holds the request's headers.
             return self.bad("the response is not HTTP"), error.__cause__
@@ -184,6 +187,8 @@ class Request:
             # The proxy's password may be in this one, too, but not in its cause.
             cause = error.os_error
             kind = "TLS" if isinstance(cause, ssl.SSLError) else "no connection"
+            if isinstance(error, aiohttp.ClientProxyConnectionError):
+                kind = "no connection to the proxy"
             detail = f"{kind}: {cause}"
         elif isinstance(error, aiohttp.ServerTimeoutError):
             detail = f"no connection within {self.server.connect_timeout:g} s"

@@ -184,7 +184,7 @@ class Engine:
         return lease(url, key, self.settings.timeout)
 
     def _key(self, credential: str, url: str) -> Optional[str]:
-        key = resolve_credential(credential, url)
+        key = resolve_credential(credential, url, self.folder)
         return key or self._keys.get((credential, url)) or key
 
     def _adopt(self, room: int) -> list[Backlog]:

@@ -329,7 +329,7 @@ class EmbeddedServer:
             await web.TCPSite(runner, self._host, self._port).start()
         except BaseException as error:
             await runner.cleanup()
-            if not isinstance(error, (OSError, OverflowError)):
+            if not isinstance(error, (OSError, OverflowError, UnicodeError)):
                 raise
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(

@@ -69,7 +69,10 @@ def open_database(path: Path | None) -> sqlite3.Connection:
     except sqlite3.Error as error:
         sql.close()
         if "locked" in str(error):
-            raise ConfigError(f"the database {name} is in use by another server") from error
+            raise ConfigError(
+                f"the database {name} is in use by another server; name that server by --url, or use"
+                " another directory"
+            ) from error
         raise ConfigError(f"cannot use the database {name}: {error}") from error
     except BaseException:
         sql.close()

@@ -17,8 +17,14 @@ from .reading import read
 __all__ = ["resolve_credential"]
 
 
-def resolve_credential(reference: str, url: str) -> Optional[str]:
+def resolve_credential(reference: str, url: str, state: Optional[Path] = None) -> Optional[str]:
     """Return the key that ``reference`` stands for, read anew each time. Safe from any thread.
+
+    Args:
+        reference: What the row says.
+        url: The server.
+        state: The state directory that holds the row. If it is that of a Hermes folder, and
+            the folder that the row names is gone, this one was renamed or moved.
 
     Returns:
         None if the configuration that ``reference`` names is gone or names another
@@ -26,6 +32,10 @@ def resolve_credential(reference: str, url: str) -> Optional[str]:
     """
     if not reference:
         return ""
+    if reference.startswith("hermes:") and state is not None:
+        gone = not Path(reference[len("hermes:") :]).exists()
+        if gone and state.parts[-2:] == ("hindsight", "outbox"):
+            reference = f"hermes:{state.absolute().parents[1]}"
     try:
         url = normalise_url(url)
     except ConfigError:

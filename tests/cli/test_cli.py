@@ -66,6 +66,23 @@ def test_serve_where_it_cannot(cli: Cli) -> None:
     done = cli.one_line("serve", "--data", "file/data", "--port", "0")
     assert done.status == 2
     assert "file/data" in done.err
+    assert cli.one_line("serve", "--memory", "--host", "a..b").status == 2
+
+
+@pytest.mark.parametrize("option", ["--host", "--api-key"])
+def test_serve_with_an_unset_variable(cli: Cli, option: str) -> None:
+    """An empty address would be all of them, and an empty key none."""
+    done = cli("serve", "--memory", option, "")
+    assert done.status == 2
+    assert option in done.err
+
+
+def test_two_servers_on_one_database(cli: Cli) -> None:
+    """The second is refused, with what to do instead."""
+    serve(cli)
+    cli.transcript(1)
+    done = cli.one_line("retain", "talk.jsonl")
+    assert (done.status, "name that server by --url" in done.err) == (2, True)
 
 
 # -- retain -------------------------------------------------------------------------------------------

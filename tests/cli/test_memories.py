@@ -90,6 +90,24 @@ def test_documents_are_exported(bank: Any) -> None:
     assert document["tags"] == ["session:one"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_exports_are_json_in_every_encoding(cli: Cli, server: Serving, encoding: str) -> None:
+    """What the encoding of stdout lacks is an escape of JSON's own."""
+    cli.transcript(1)
+    where = ("--url", server.url, "--bank", "b")
+    assert cli("retain", "talk.jsonl", *where, "--session", "grüße🎈").status == 0
+    done = cli("memories", "export", *where, PYTHONIOENCODING=encoding)
+    assert "session:grüße🎈" in done.json["tags"]
+
+
+def test_what_is_forgotten_is_told_to_scripts(bank: Any, server: Serving) -> None:
+    """With --json, the documents and how many were deleted are one JSON object."""
+    ids = [one["id"] for one in documents(server.url)]
+    arguments = ("forget", "--session", "one", "--json")
+    assert bank(*arguments, "--dry-run").json == {"documents": ids[:1], "deleted": 0}
+    assert bank(*arguments, "--yes").json == {"documents": ids[:1], "deleted": 1}
+
+
 def test_documents_are_forgotten(bank: Any, server: Serving) -> None:
     """Forgetting shows first what it would delete, asks, and deletes that only."""
     ids = [one["id"] for one in documents(server.url)]

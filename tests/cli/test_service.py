@@ -128,6 +128,47 @@ def test_cron(shell: Cli, secured: Serving) -> None:
     assert shell("service", "status").status == 1
 
 
+def test_a_table_that_cannot_be_read(shell: Cli) -> None:
+    """A table that crontab fails to show is left alone, and its words are shown."""
+    table, program = Path(shell.environ["TABLE"]), shell.folder / "tools" / "crontab"
+    install = ("service", "install", "--scheduler", "cron")
+    assert shell(*install).status == 0
+    table.write_text(OTHERS + table.read_text())
+    before = table.read_bytes()
+    program.write_text(CRONTAB.replace("-l)", "-l) echo 'Input/output error' >&2; exit 1;;\n-L)"))
+    for command in (install, ("service", "uninstall")):
+        done = shell.one_line(*command)
+        assert (done.status, "crontab -l failed: Input/output error" in done.err) == (1, True)
+    assert table.read_bytes() == before
+    done = shell("service", "status")
+    assert (done.status, done.out) == (1, "crontab -l failed: Input/output error\n")
+    program.unlink()
+    shell.environ["PATH"] = str(program.parent)
+    assert "cron has lost it" in shell("service", "status").out
+    assert shell("service", "uninstall").status == 0
+
+
+def test_a_table_in_another_encoding(shell: Cli) -> None:
+    """Lines that are not UTF-8 keep their bytes."""
+    table = Path(shell.environ["TABLE"])
+    table.write_bytes("# Café\n".encode("latin-1"))
+    assert shell("service", "install", "--scheduler", "cron").status == 0
+    assert shell("doctor").out
+    assert table.read_bytes().startswith("# Café\n".encode("latin-1"))
+    assert shell("service", "uninstall").status == 0
+    assert table.read_bytes() == "# Café\n".encode("latin-1")
+
+
+def test_a_damaged_configuration(shell: Cli) -> None:
+    """It counts as none, and another installation mends it."""
+    assert shell("service", "install", "--scheduler", "cron").status == 0
+    config(shell).write_text('{"every": 300}')
+    assert "not installed" in shell("service", "status").out
+    assert shell.one_line("service", "run", str(config(shell))).status == 2
+    assert shell("service", "install", "--scheduler", "cron").status == 0
+    assert Path(shell.environ["TABLE"]).read_text().count("\n") == 1
+
+
 def test_systemd(shell: Cli, secured: Serving) -> None:
     """The units are enabled and linger; what they start delivers; uninstall removes them."""
     assert shell("service", "install").status == 0  # the first that is there

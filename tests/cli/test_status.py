@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from running import Cli
-from serving import Serving, free_port
+from serving import Serving, free_port, stored
 
 from hindsight_exec.outbox.schema import VERSION
 
@@ -140,6 +142,39 @@ def test_flush_without_the_key(cli: Cli) -> None:
         serving.close()
 
 
+def test_a_folder_of_hermes_that_was_renamed(cli: Cli) -> None:
+    """Its turns find their key in the folder where they are now, for the server that it names."""
+    serving = Serving(api_key="sesame")
+    before, after = cli.folder / "old", cli.folder / "new"
+    (before / "hindsight").mkdir(parents=True)
+    (before / ".env").write_text("HINDSIGHT_API_KEY=sesame\n")
+    leave = (
+        "import os, sys; from pathlib import Path; from hindsight_exec import RetainWriter, Settings\n"
+        "home = Path(sys.argv[1])\n"
+        "writer = RetainWriter(Settings.load(home), state=home / 'hindsight' / 'outbox')\n"
+        "writer.put([{'role': 'user', 'content': 'x'}], session='s')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+
+    def configure(home: Path, url: str) -> None:
+        (home / "hindsight" / "config.json").write_text(json.dumps({"api_url": url}))
+
+    try:
+        configure(before, serving.url)
+        command = [sys.executable, "-c", leave, str(before)]
+        subprocess.run(command, env=cli.environ, check=False)
+        before.rename(after)
+        cli.environ["HINDSIGHT_EXEC_STATE"] = str(after / "hindsight" / "outbox")
+        configure(after, f"http://127.0.0.1:{free_port()}")
+        done = cli("flush", "--timeout", "5")
+        assert (done.status, "is not the server that" in done.err) == (1, True)
+        configure(after, serving.url)
+        assert cli("flush").status == 0
+        assert [*stored(serving.url, bank="hermes", key="sesame")] == ["s"]
+    finally:
+        serving.close()
+
+
 def test_doctor_asks_the_servers_of_waiting_turns(cli: Cli, server: Serving) -> None:
     """A server that turns wait for is checked, though another one is configured."""
     gone = f"http://127.0.0.1:{free_port()}"
@@ -162,6 +197,28 @@ def test_a_wrong_state_directory(cli: Cli, command: str) -> None:
         assert done.status == (1 if command == "doctor" else 2)
         assert words in (done.out if command == "doctor" else done.err)
         assert not (cli.folder / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["status --check", "flush", "outbox purge --yes"])
+def test_a_state_directory_that_cannot_be_read(cli: Cli, command: str) -> None:
+    """It never reads as "nothing waits", also where the environment names it."""
+    cli.environ["HINDSIGHT_EXEC_STATE"] = str(cli.folder / "file")
+    (cli.folder / "file").write_text("")
+    done = cli.one_line(*command.split())
+    assert done.status == 2
+    assert "Not a directory; check HINDSIGHT_EXEC_STATE" in done.err
+
+
+def test_flush_beside_a_file_that_cannot_be_read(cli: Cli) -> None:
+    """Nobody knows how many turns such a file holds: it is no turn, and keeps the status at 1."""
+    cli.give(f"http://127.0.0.1:{free_port()}", 1)
+    (newer,) = cli.state.glob("*.db")
+    with contextlib.closing(sqlite3.connect(newer)) as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    done = cli("flush")
+    assert done.status == 1
+    assert f"hindsight-exec: 1 unreadable file still waiting: {newer} has schema" in done.err
+    assert cli("flush", "--json").json["waiting"] == 0
 
 
 def test_advice_names_commands_of_the_program(cli: Cli) -> None:

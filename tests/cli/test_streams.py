@@ -83,6 +83,15 @@ def test_json_is_json_in_every_encoding(cli: Cli) -> None:
         assert done.json[0]["session"] == "grüße🎈"
 
 
+def test_tables_do_not_steer_the_terminal(cli: Cli) -> None:
+    """A row stays a line, and control characters of foreign origin are shown as such."""
+    cli.give(f"http://127.0.0.1:{free_port()}", 1, bank="b\x1b[31m", session="one\ntwo")
+    shown = cli("outbox", "list").out
+    assert len(shown.splitlines()) == 2
+    assert "one two" in shown
+    assert "\x1b" not in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 20, 40, 79])
 def test_narrow_terminals(cli: Cli, columns: int) -> None:

@@ -898,6 +898,22 @@ def test_a_proxy_of_another_kind_is_unavailable(monkeypatch):
     assert type(failure("http://hindsight.example")) is Unavailable
 
 
+@pytest.mark.parametrize(
+    "port, words",
+    [
+        ("notaport", "the proxy's URL is invalid; correct http_proxy"),
+        ("1", "no connection to the proxy"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(port, words, monkeypatch):
+    """What is wrong with the proxy is told, and its password is not shown."""
+    monkeypatch.setenv("http_proxy", f"http://user:{KEY}@127.0.0.1:{port}")
+    error = failure("http://hindsight.example")
+    assert type(error) is Unavailable
+    assert words in str(error)
+    assert KEY not in everything_about(error)
+
+
 @pytest.mark.parametrize("no_proxy", ["", "hindsight.example", ".example", "*"])
 def test_no_proxy_is_heeded(no_proxy, monkeypatch):
     """Named hosts, and this machine always, are asked directly."""
