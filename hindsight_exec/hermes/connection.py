@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -19,6 +17,8 @@ from hindsight_exec.settings.credentials import resolve_credential
 from .sessions import ForkSafeLock
 
 if TYPE_CHECKING:
+    import concurrent.futures
+
     from hindsight_exec.client.api import HindsightClient
     from hindsight_exec.settings.config import Settings
 
@@ -28,30 +28,24 @@ logger = logging.getLogger("hindsight_exec")
 
 T = TypeVar("T")
 
-_CHECK_SECONDS = 2.0  # a server that needs longer for /health is busy, not away
-_CHECK_AGAIN_SECONDS = 60.0
+_WAKE_AGAIN_SECONDS = 60.0
 
 # Banks whose missions are known to be set; a gateway may have a bank for each session.
 _MOST_BANKS = 10_000
 
 _lock = ForkSafeLock()
-# Results for the whole process, so that hundreds of providers ask once. Guarded by _lock, and
-# told apart by pid: the parent's requests are answered in the parent.
-_checks: Dict[Tuple[int, str], Tuple[float, concurrent.futures.Future[str]]] = {}
+# For the whole process, so that hundreds of providers ask once. Guarded by _lock.
+_woken: Dict[Tuple[int, str], float] = {}  # when each server was, by process and URL
 _missions_set: Set[Tuple[Any, ...]] = set()
 
 
 class Connection:
-    """One provider's access to its server. Safe from any thread.
-
-    Attributes:
-        trouble: Why the server could not be used last time; "" if it could.
-    """
+    """One provider's access to its server. Safe from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         embedded.know(settings)
         self.settings = settings
-        self.trouble = ""
+        self._trouble = ""  # why the server could not be used last time
         # Guarded by _lock:
         self._lease: Optional[Lease] = None
         self._running: Set[Tuple[int, concurrent.futures.Future[Any]]] = set()
@@ -84,27 +78,15 @@ class Connection:
         future.add_done_callback(self._over)
         return future
 
-    def check(self, wait: float) -> str:
-        """Return why the server is out of reach; "" if it answers, or has not answered yet.
-
-        Waits at most ``wait`` seconds; the answer counts for the whole process for a minute.
-        """
-        asked = (os.getpid(), self.settings.api_url)
+    def wake(self) -> None:
+        """Ask the server whether it answers, once a minute: an embedded one is started for it."""
+        server = (os.getpid(), self.settings.api_url)
         with _lock:
-            known = _checks.get(asked)
-        if known is None or now() - known[0] > _CHECK_AGAIN_SECONDS:
-            try:
-                known = (now(), self.submit(_health))
-            except HindsightExecError as error:
-                return str(error)
-            with _lock:
-                _checks[asked] = known
-        try:
-            # Not raised: it would keep each caller's frames, and is kept itself.
-            failure = known[1].exception(wait)
-            return str(failure) if failure is not None else known[1].result()
-        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            return ""
+            if now() - _woken.get(server, -_WAKE_AGAIN_SECONDS) < _WAKE_AGAIN_SECONDS:
+                return
+            _woken[server] = now()
+        with contextlib.suppress(HindsightExecError):
+            self.submit(lambda client: client.health())
 
     def apply_missions(self, bank: str) -> None:
         """Set the bank's missions in the background where they differ from the configured ones."""
@@ -175,19 +157,9 @@ class Connection:
             self._running.discard((os.getpid(), future))
 
     def _note(self, trouble: str) -> None:
-        before, self.trouble = self.trouble, trouble
+        before, self._trouble = self._trouble, trouble
         if trouble and not before:
             logger.info("memory cannot be used: %s", trouble)
-
-
-async def _health(client: HindsightClient) -> str:
-    try:
-        await asyncio.wait_for(client.health(), _CHECK_SECONDS)
-    except asyncio.TimeoutError:
-        return ""
-    except HindsightExecError as error:
-        return str(error)
-    return ""
 
 
 async def _set_missions(client: HindsightClient, bank: str, wanted: Dict[str, str]) -> None:

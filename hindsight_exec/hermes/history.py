@@ -30,7 +30,7 @@ __all__ = ["PastSession", "PastTurn", "past_sessions"]
 _JSON = "\x00json:"
 _SUMMARIES = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")
 # Nobody talked there: the provider does not retain them live either.
-_NOT_A_TALK = ("cron", "subagent", "kanban")
+_NOT_A_TALK = ("cron", "subagent")
 
 Message = dict[str, Any]
 
@@ -71,18 +71,44 @@ def past_sessions(home: Path) -> Iterator[PastSession]:
     if not database.is_file():
         raise ConfigError(f"there is no {database}: name Hermes' folder with --home")
     profile = home.name if home.parent.name == "profiles" else "default"
+    with _opened(database) as db:
+        rows = db.execute("SELECT * FROM sessions ORDER BY started_at, id").fetchall()
+        sessions = {row["id"]: dict(row) for row in rows}
+        for session in sessions.values():
+            if not _is_talk(session):
+                continue
+            found = _past_session(db, session, sessions, profile)
+            if found.turns:
+                yield found
+
+
+def recorded(home: Path, identity: Identity) -> Identity:
+    """Whom the session serves by ``state.db``, where the host did not tell.
+
+    A gateway compresses a chat with an agent of its own, to which it names neither
+    user nor chat: what they said would go to the bank of those who are not known.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    database, named = home / "state.db", {"user_id", "chat_id"}
+    if named & identity.known.keys() or not database.is_file():
+        return identity
+    with _opened(database) as db:
+        query = "SELECT * FROM sessions WHERE id = ?"
+        row = db.execute(query, (identity.session,)).fetchone()
+    profile = identity.known.get("agent_identity", "")
+    found = _identity(dict(row), profile) if row is not None else identity
+    return found if named & found.known.keys() else identity
+
+
+@contextlib.contextmanager
+def _opened(database: Path) -> Iterator[sqlite3.Connection]:
     target = f"file:{quote(os.fsencode(database))}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(target, uri=True, timeout=30)) as db:
             db.row_factory = sqlite3.Row
-            rows = db.execute("SELECT * FROM sessions ORDER BY started_at, id").fetchall()
-            sessions = {row["id"]: dict(row) for row in rows}
-            for session in sessions.values():
-                if not _is_talk(session):
-                    continue
-                found = _past_session(db, session, sessions, profile)
-                if found.turns:
-                    yield found
+            yield db
     except (sqlite3.Error, KeyError, IndexError) as error:
         raise ConfigError(f"{database} cannot be read as Hermes' sessions: {error}") from error
 
@@ -110,6 +136,11 @@ def _past_session(
     messages = _without_notes(messages)
     pairs = paired(enumerate(messages, 1), _ignore)
     turns = tuple(filter(None, (_turn(one, messages[one.line - 1]) for one in pairs)))
+    last = max((message["timestamp"] for message in messages), default=0.0)
+    return PastSession(_identity(session, profile), turns, last, str(session.get("title") or ""))
+
+
+def _identity(session: Mapping[str, Any], profile: str) -> Identity:
     told = {
         name: session.get(name) for name in ("user_id", "chat_id", "chat_type", "thread_id", "cwd")
     }
@@ -119,10 +150,7 @@ def _past_session(
         agent_identity=profile,
         agent_workspace="hermes",  # what Hermes tells at initialize()
     )
-    last = max((message["timestamp"] for message in messages), default=0.0)
-    return PastSession(
-        Identity.of(session["id"], told), turns, last, str(session.get("title") or "")
-    )
+    return Identity.of(session["id"], told)
 
 
 def _messages(db: sqlite3.Connection, session: str) -> list[Message]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.hermes import embedded, host, prompt, setup, tools
 
-from .compat import DeliveryQueue
 from .connection import Connection
 from .identity import Identity
 from .memories import Recalled, framed
@@ -29,8 +28,6 @@ from .sessions import ForkSafeLock, Sessions
 from .unprocessed import Unprocessed
 
 if TYPE_CHECKING:
-    import threading
-
     from hindsight_exec.delivery.writer import RetainWriter
     from hindsight_exec.settings.config import Settings
 
@@ -103,9 +100,8 @@ class HindsightMemoryProvider(host.MemoryProvider):
 
         Hermes asks an uninitialised provider for it, for each message.
         """
-        settings = self._settings
-        names = ("api_url", "bank_id", "bank_id_template", "memory_mode")
-        return {f"hindsight_exec.{name}": getattr(settings, name) for name in names}
+        # All of them: an agent keeps the settings that it began with. Keys are not shown.
+        return {"hindsight_exec.settings": repr(self._settings)}
 
     def backup_paths(self) -> list[str]:
         try:
@@ -151,7 +147,7 @@ class HindsightMemoryProvider(host.MemoryProvider):
             self._apply_missions(parts)
         parts.mental_model.fetch(self._sessions.current)
         if settings.memory_mode != "tools" or settings.auto_retain:
-            parts.connection.check(0)  # wakes an embedded server before the first recall
+            parts.connection.wake()
 
     def initialize_for_inspection(self, session_id: str, **kwargs: Any) -> None:
         """Learn whom to serve; start nothing."""
@@ -289,7 +285,10 @@ class HindsightMemoryProvider(host.MemoryProvider):
             parts = self._parts
             if parts is None or parts.retention is None:
                 raise HindsightExecError("memory is off or read-only here; nothing is on disk")
-            parts.retention.checkpoint(self._sessions.current, messages, parts.connection)
+            from .history import recorded  # noqa: PLC0415 - brings sqlite3
+
+            who = recorded(self._home or host.hermes_home(), self._sessions.current)
+            parts.retention.checkpoint(who, messages, parts.connection)
         return ""
 
     def on_memory_write(
@@ -320,17 +319,6 @@ class HindsightMemoryProvider(host.MemoryProvider):
             return tools.error(missing or "no session has begun")
         who = self._sessions.current
         return tools.call(tool_name, args, who, parts)
-
-    # -- what older callers rely on ----------------------------------------------
-
-    @property
-    def _sync_thread(self) -> threading.Thread | None:
-        """The thread that delivers, once there is something to deliver."""
-        return self._writer.worker if self._writer is not None else None
-
-    @property
-    def _retain_queue(self) -> DeliveryQueue:
-        return DeliveryQueue(self._writer)
 
     # -- helpers -----------------------------------------------------------------
 

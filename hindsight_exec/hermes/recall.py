@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Awaitable, Callable, Collection, NamedTuple
 
 from hindsight_exec.errors import HindsightExecError, Starting
 
-from .compat import weakly
+from .callbacks import weakly
 from .memories import Memory, Recalled, query_of, recall, shown
 from .sessions import ForkSafeLock, Scope
 

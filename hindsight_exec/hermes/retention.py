@@ -14,7 +14,7 @@ from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.errors import HindsightExecError
 
 from . import host
-from .compat import weakly
+from .callbacks import weakly
 from .redact import is_skipped, kept, redact
 from .scrub import RUNTIME, headline, is_synthetic, message_list, scrub, text_of
 from .sessions import ForkSafeLock
@@ -140,9 +140,13 @@ class Retention:
         Raises:
             HindsightExecError: They are not on disk.
         """
-        session, new = identity.session, []
+        session, new, skipped = identity.session, [], False
         for message in message_list(messages):
             role, text = str(message.get("role")), scrub(text_of(message.get("content")))
+            if role == "user":
+                skipped = is_skipped(self._settings, text)  # with the answer to it
+            if skipped:
+                continue
             if role in _SAID and text and not self._ledger.has(session, role, text):
                 new.append((role, text))
         if not new:
@@ -192,10 +196,12 @@ class Retention:
         """Have a note on disk when this returns; it is sent at once."""
         about = self._about(self._sessions.current)
         about["tags"] = tuple(dict.fromkeys((*about["tags"], *note.tags)))
-        about["metadata"] = {**note.metadata, **about["metadata"]}
+        shown = redact if self._settings.redact else str
+        noted = {name: shown(text) for name, text in note.metadata.items()}
+        about["metadata"] = {**noted, **about["metadata"]}
         self.writer.put_text(
-            redact(note.content) if self._settings.redact else note.content,
-            context=note.context,
+            shown(note.content),
+            context=shown(note.context) if note.context else None,
             timestamp=note.occurred_at,
             **about,
         )

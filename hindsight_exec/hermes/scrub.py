@@ -24,6 +24,14 @@ _NOTE = re.compile(
     r"A new message has arrived)[^\]]*\]",
     re.IGNORECASE,
 )
+# Hermes puts the text of a skill, or of a bundle of them, around what the user typed with its name.
+_SKILL = "[IMPORTANT: The user has invoked the "
+_TYPED = re.compile(
+    r"[^\n]* skill bundle,.*?\nUser instruction: (.*?)(?:\n\n\[Loaded as part of the |\Z)"
+    r"|.*The user has provided the following instruction alongside the skill invocation: "
+    r"(.*?)(?:\n\n\[Runtime note:|\Z)",
+    re.DOTALL,
+)
 
 # How the prompts begin that Hermes (0.19 to 0.22) writes in the user's place.
 _SYNTHETIC = re.compile(
@@ -39,19 +47,24 @@ _SYNTHETIC = re.compile(
     r"|You edited code in this turn|You are a Hermes kanban worker"
     r"|The active model for this chat has changed to )"
     r")"
+    r"|work kanban task \S+\Z"
 )
 # Hermes 0.20 and later say of a user's message whose it is; these kinds are a person's.
 _PERSONAL_KINDS = ("", "steer", "skill_invocation")
 
 
 def scrub(text: str) -> str:
-    """The text without memories that Hermes put into it, so that they are not stored again."""
+    """The text without what Hermes put into it: memories, and skills that the user called."""
     if "memory-context" in text.lower():
         text = _TAG.sub("", _OPEN_BLOCK.sub("", _BLOCK.sub("", text)))
     rest, text = text, ""
     while rest != text:  # there may be several notes
         text, rest = rest, _NOTE.sub("", rest)
-    return text.strip()
+    text = text.strip()
+    if text.startswith(_SKILL):
+        typed = _TYPED.match(text)
+        text = (typed[1] or typed[2] or "").strip() if typed else ""
+    return text
 
 
 def is_synthetic(text: str, messages: Any = None) -> bool:

@@ -177,6 +177,10 @@ def link_for_panel(home: Path) -> bool:
     """
     ours, panels = home / "hindsight" / "config.json", home / NAME / "config.json"
     try:
+        if not panels.exists() and not ours.exists():
+            # `hermes profile create --clone` fails on a link to no file. The panel's own file counts.
+            panels.unlink(missing_ok=True)
+            return True
         if not panels.is_symlink():
             for folder in (ours.parent, panels.parent):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def daemon(tmp_path, home, clean, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(embedded, "_daemons", {})
-    monkeypatch.setattr(connection, "_checks", {})
+    monkeypatch.setattr(connection, "_woken", {})
     monkeypatch.setattr(embedded, "_LOOK_AGAIN", 0.1)
     # Root may use no database of the daemon's own.
     monkeypatch.setenv("HINDSIGHT_EMBED_API_DATABASE_URL", "postgresql://elsewhere")
@@ -195,7 +195,7 @@ def test_nobody_waits_for_the_daemon(chat, daemon, home):
     prompt = provider.system_prompt_block()
     assert provider.get_status_config()["waiting"].startswith("1 turn,")
     daemon.let()
-    provider._retain_queue.join()
+    provider._writer.flush()
     until(lambda: said(daemon) == ["User: one"])
     assert provider.system_prompt_block() == prompt  # prompt caches depend on it
     assert daemon.asked() == 1

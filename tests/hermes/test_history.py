@@ -260,6 +260,34 @@ def test_findings(history, home, run, server):
     }
 
 
+def test_skills(history, home):
+    """What a user typed with a skill is theirs; the skill's own text is not."""
+    invoked = '[IMPORTANT: The user has invoked the "deploy" skill'
+    given = "The user has provided the following instruction alongside the skill invocation: "
+    bundle = '[IMPORTANT: The user has invoked the "web" skill bundle, which loads two.]'
+    history.session("talk")
+    for text in (
+        f"{invoked}, indicating …]\n\n# Deploy\nStep.\n\n{given}the blog\ntonight",
+        f"{invoked}, indicating …]\n\n# Deploy\n\n{given}again\n\n[Runtime note: fast]",
+        f"{bundle}\n\nUser instruction: draw it\n\n[Loaded as part of the bundle]\n{given}no",
+        f"{invoked}, indicating …]\n\n# Deploy\nStep.",
+    ):
+        history.say("talk", "user", text)
+        history.say("talk", "assistant", "Done.")
+    (past,) = past_sessions(home)
+    assert [turn.user for turn in past.turns] == ["the blog\ntonight", "again", "draw it"]
+
+
+def test_findings_of_kanban_workers(history, home):
+    """A worker of Hermes' kanban board is imported as it is retained live, its prompt marked."""
+    history.session("task", source="kanban")
+    history.say("task", "user", "work kanban task t_1")
+    history.say("task", "assistant", "The build is green.")
+    (past,) = past_sessions(home)
+    (turn,) = past.turns
+    assert (turn.from_runtime, turn.assistant) == (True, "The build is green.")
+
+
 def test_kinds_of_messages(history, home):
     """Hermes 0.20 and later mark what nobody typed; what a person steers with is theirs."""
     history.db.execute("ALTER TABLE messages ADD COLUMN display_kind TEXT")
@@ -384,6 +412,35 @@ def test_no_history(home, run, capsys):
     assert run()[0] == 2
     with pytest.raises(ConfigError, match="cannot be read"):
         next(past_sessions(home))
+
+
+def test_a_folder_that_does_not_know_the_server(tmp_path, server, home, monkeypatch, capsys):
+    """The environment's server takes another folder's sessions; advice names that folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    history = History(elsewhere)
+    monkeypatch.setenv("HINDSIGHT_API_URL", server.url)
+    for session, bank in (("one", "b"), ("two", "_reserved")):
+        history.session(session)
+        history.talk(session, 1)
+        monkeypatch.setenv("HINDSIGHT_BANK_ID", bank)
+        main(["import", "hermes", "--home", str(elsewhere), "--yes", "--session", session])
+        out, err = capsys.readouterr()
+        if bank == "b":
+            assert out == "1 of 1 turn stored\n", err
+    state = elsewhere / "hindsight" / "outbox"
+    assert f"the server refused 1 turn; run 'hindsight-exec dead list --state {state}'" in err
+    history.db.close()
+
+
+def test_a_journal_that_was_damaged(history, run, home):
+    """Lines that say nothing are left out."""
+    history.session("one")
+    history.talk("one", 1)
+    assert run("--yes")[0] == 0
+    journal = home / "hindsight" / "outbox" / "imported.jsonl"
+    journal.write_bytes(b"\xff\n[[1], 2, 3, 4]\n" + journal.read_bytes())
+    assert run("--yes")[1].startswith("session")
 
 
 def test_two_imports_at_once(history, run, home):

@@ -67,7 +67,7 @@ def test_a_bank_that_refuses(make, hindsight, refused):
     hindsight.answer(f"/banks/{refused}/memories", 422, {"detail": "no"})
     provider = make(told=PROJECT, **MIRRORED)
     provider.sync_turn("question", "ok")
-    provider._retain_queue.join()
+    provider._writer.flush()
     (other,) = set(BANKS) - {refused}
     assert hindsight.said(other) == ["question"]
     assert provider.get_status_config({})["dead"].startswith("1 turn:")
@@ -121,7 +121,7 @@ def test_forgetting(make, hindsight):
     """What is forgotten in a project is deleted from both banks."""
     provider = make(told=PROJECT, **MIRRORED, forget_tool=True)
     call(provider, "hindsight_retain", content=FACT)
-    provider._retain_queue.join()
+    provider._writer.flush()
     (document,) = hindsight.documents("own")
     hindsight.answer("/app/memories/recall", *found("Rex"))
     body = {"results": [{"id": "1", "text": "Rex", "document_id": document.id}]}

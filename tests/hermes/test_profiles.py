@@ -169,7 +169,7 @@ def converse(gateway: Gateway, values: Callable[[str], Dict[str, Any]]) -> None:
                 ),
             )
     for name, provider in providers.items():
-        gateway.run(name, provider._retain_queue.join)
+        gateway.run(name, provider._writer.flush)
     for name, provider in providers.items():
         gateway.run(name, provider.shutdown)
 

@@ -429,7 +429,7 @@ def test_the_doctor_tries_a_recall(make, home, hindsight, status, body, state):
     """`hindsight-exec doctor` asks as a turn does, so that a recall that fails is seen."""
     provider = make()
     provider.handle_tool_call("hindsight_retain", {"content": "x"})
-    provider._retain_queue.join()
+    provider._writer.flush()
     hindsight.answer("/recall", status, body)
     check = server_checks(Settings.load(home))[-1]
     assert (check.name, check.state) == ("recall", state)
@@ -439,7 +439,7 @@ def test_the_doctor_finds_a_slow_recall(make, home, hindsight):
     """A recall that takes longer than a turn waits is a warning that names the key."""
     provider = make(recall_wait_seconds=0)
     provider.handle_tool_call("hindsight_retain", {"content": "x"})
-    provider._retain_queue.join()
+    provider._writer.flush()
     check = server_checks(Settings.load(home))[-1]
     assert check.state == "warning"
     assert "recall_wait_seconds" in check.remedy
@@ -508,8 +508,6 @@ def test_before_a_session():
     assert provider.on_pre_compress([]) == ""
     provider.on_memory_write("add", "memory", "x", {})
     provider.on_delegation("task", "result", child_session_id="c")
-    assert provider._sync_thread is None
-    provider._retain_queue.join()
     provider.shutdown()
     provider.shutdown()
 

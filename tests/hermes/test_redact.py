@@ -93,12 +93,17 @@ def test_secrets_do_not_get_to_the_disk(make, hindsight, home):
     provider = make(retain_idle_seconds=1000)
     hindsight.stop()
     provider.sync_turn(f"my key is {SECRETS[0]}", "noted")
-    provider.handle_tool_call("hindsight_retain", {"content": f"key {SECRETS[1]}"})
+    note = {
+        "content": f"key {SECRETS[1]}",
+        "context": f"told {SECRETS[1]}",
+        "metadata": {"source": SECRETS[1]},
+    }
+    provider.handle_tool_call("hindsight_retain", note)
     raw = b"".join(path.read_bytes() for path in (home / "hindsight" / "outbox").iterdir())
     assert SECRETS[0].encode() not in raw
     assert SECRETS[1].encode() not in raw
     hindsight.start()
-    provider._retain_queue.join()
+    provider._writer.flush()
     sent = "".join(item["content"] for item in hindsight.items())
     assert sent.count("[redacted]") == 2
 

@@ -241,6 +241,19 @@ def test_the_panels_file(home):
     assert (panels.read_text(), json.loads(ours.read_text())["bank_id"]) == ("{}", "b")
 
 
+def test_no_link_to_nothing(home):
+    """Without our file there is no link: `hermes profile create --clone` fails on one."""
+    panels = home / "hindsight_exec" / "config.json"
+    assert setup.link_for_panel(home)
+    assert not panels.is_symlink()
+    configure(home, bank_id="b")
+    assert setup.link_for_panel(home)
+    assert panels.is_symlink()
+    (home / "hindsight" / "config.json").unlink()
+    assert setup.link_for_panel(home)
+    assert not panels.is_symlink()
+
+
 def test_a_cloned_profile(home):
     """A profile's clone, which got the folder named like the provider, is configured the same."""
     panels = home / "hindsight_exec" / "config.json"
@@ -284,7 +297,7 @@ def test_status_of_dead_turns(make, hindsight):
     hindsight.answer("/memories", 422, {"detail": "too odd"})
     provider = make()
     provider.sync_turn("odd", "ok")
-    provider._retain_queue.join()
+    provider._writer.flush()
     shown = provider.get_status_config({})
     assert shown["dead"].startswith("1 turn:")
     assert shown["waiting"] == "0 turns"
@@ -374,6 +387,7 @@ def test_the_desktop_panel(monkeypatch, home):
     for name in ("plugins", "plugins.memory"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "plugins.memory.config_schema", kinds)
+    configure(home)
     schema = config_schema._schema()
     assert schema.name == "hindsight_exec"
     fields = {field.key: field for field in schema.fields}

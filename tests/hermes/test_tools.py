@@ -194,7 +194,7 @@ def test_forgetting(make, hindsight):
     provider = make(forget_tool=True)
     call(provider, "hindsight_retain", content="The door is blue.")
     call(provider, "hindsight_retain", content="The window is red.")
-    provider._retain_queue.join()
+    provider._writer.flush()
     documents = [document.id for document in hindsight.documents()]
     assert (
         "list it with a query"

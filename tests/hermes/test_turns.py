@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
@@ -75,23 +77,11 @@ def test_one_worker_for_all_turns(make, hindsight):
     for number in range(3):
         for provider in (first, second):
             provider.sync_turn(f"turn {number}", "ok")
-            provider._retain_queue.join()
-            workers.add(provider._sync_thread)
+            provider._writer.flush()
+            workers.add(provider._writer.worker)
     (worker,) = workers
     assert isinstance(worker, threading.Thread)
     assert len(hindsight.said()) == 6
-
-
-def test_join_waits_for_all_turns(make, hindsight):
-    """`_retain_queue.join()` returns once the server has all turns given so far."""
-    provider = make()
-    assert provider._retain_queue.empty()
-    for number in range(5):
-        provider.sync_turn(f"turn {number}", "ok")
-    assert provider._retain_queue.qsize() == 5
-    provider._retain_queue.join()
-    assert provider._retain_queue.empty()
-    assert hindsight.said() == [f"turn {number}" for number in range(5)]
 
 
 def test_shutdown_delivers_then_closes_the_client(make, hindsight, monkeypatch):
@@ -562,6 +552,33 @@ def test_a_checkpoint_when_the_server_cannot_be_asked(make, hindsight, status):
     assert sent.count("User: interrupted") == 1
 
 
+def test_a_checkpoint_of_an_agent_that_knows_no_user(make, hindsight, home):
+    """A gateway compresses with an agent of its own: whose chat it is, the session's row says."""
+    with contextlib.closing(sqlite3.connect(home / "state.db")) as db:
+        db.execute("CREATE TABLE sessions (id, source, user_id, chat_id, chat_type, thread_id)")
+        db.execute("INSERT INTO sessions VALUES ('s', 'telegram', 'anna', '77', 'dm', NULL)")
+        db.commit()
+    provider = make(told={"platform": "telegram"}, bank_id="team", bank_id_template="{user}")
+    evidence = [{"role": "user", "content": "private"}]
+    assert provider.on_pre_compress(evidence, require_checkpoint=True) == ""
+    provider._writer.flush()
+    assert hindsight.said("anna") == ["private"]
+    assert hindsight.said("team") == []
+
+
+def test_a_checkpoint_of_what_the_user_wants_not_kept(make, hindsight):
+    """retain_skip_patterns count at a checkpoint, too: neither question nor answer is kept."""
+    provider = make(retain_skip_patterns=["^off the record"])
+    evidence = [
+        {"role": "user", "content": "off the record: my salary"},
+        {"role": "assistant", "content": "Noted, your salary."},
+        {"role": "user", "content": "and now?"},
+    ]
+    assert provider.on_pre_compress(evidence, require_checkpoint=True) == ""
+    provider._writer.flush()
+    assert hindsight.said() == ["and now?"]
+
+
 def test_a_checkpoint_when_the_server_hangs(make, hindsight, monkeypatch):
     """A checkpoint waits a bounded time for the server."""
     monkeypatch.setattr(stored, "_WAIT", 0.2)
@@ -606,14 +623,17 @@ def test_a_checkpoint_without_a_disk(make, home, hindsight):
 
 
 def test_the_identity_signature(home, hindsight):
-    """A gateway rebuilds its agent when bank or server change; it asks a provider that serves nobody."""
+    """A gateway rebuilds its agent when a setting changes; it asks a provider that serves nobody."""
     configure(home, api_url=hindsight.url, bank_id="a")
     provider = HindsightMemoryProvider()
     first = provider.identity_signature()
     assert first == HindsightMemoryProvider().identity_signature()
     assert json.loads(json.dumps(first)) == first
     configure(home, api_url=hindsight.url, bank_id_template="{user}")
-    assert provider.identity_signature() != first
+    second = provider.identity_signature()
+    assert second != first
+    configure(home, api_url=hindsight.url, bank_id_template="{user}", auto_retain=False)
+    assert provider.identity_signature() != second
 
 
 def test_a_memory_write_of_later_hosts(make):
@@ -684,7 +704,7 @@ def test_the_server_is_down(make, hindsight, home):
         assert heard.wait_for(lambda: len(told) >= 1, LIMIT)
     assert waiting(home).startswith("3 turns, the oldest for ")
     hindsight.start()
-    provider._retain_queue.join()
+    provider._writer.flush()
     with heard:
         assert heard.wait_for(lambda: len(told) >= 2, LIMIT)
     assert hindsight.said() == [f"turn {number}" for number in range(3)]
@@ -714,7 +734,7 @@ def test_a_callback_that_fails(make, hindsight):
     hindsight.stop()
     provider.sync_turn("one", "ok")
     hindsight.start()
-    provider._retain_queue.join()
+    provider._writer.flush()
     assert hindsight.said() == ["one"]
 
 

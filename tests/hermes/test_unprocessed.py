@@ -42,7 +42,7 @@ def test_a_turn_on_its_way(make, hindsight, state):
     if state == "accepted":
         hindsight.answer_operations("pending")
         first.sync_turn(FACT, "ok")
-        first._retain_queue.join()
+        first._writer.flush()
         assert asked(make("b")).count("Rex") == 1
         return
     with hindsight.holding("/memories"):
@@ -64,7 +64,7 @@ def test_nothing_twice(make, hindsight):
     first = make("a", retain_idle_seconds=0)
     hindsight.answer_operations("pending")
     first.sync_turn(FACT, "ok")
-    first._retain_queue.join()
+    first._writer.flush()
     (item,) = hindsight.items()
     memory = {"id": "1", "text": "The dog is Rex.", "document_id": item["document_id"]}
     hindsight.answer("/recall", 200, {"results": [memory]})

@@ -30,7 +30,7 @@ def main() -> None:
             provider.queue_prefetch(rest)
             say("recalled", json.dumps(provider.prefetch(rest)))
         elif word == "join":
-            provider._retain_queue.join()
+            provider._writer.flush()
             say("delivered")
         elif word == "stop":
             say("stopped", get_embed_manager().stop("hermes"))
