@@ -115,14 +115,15 @@ class Backlog:
 
     def take_all(self) -> None:
         """Make all held turns and all closed documents due now."""
-        # Nobody puts into an adopted one, and it may be large: callers wait for the lock.
-        known = self.outbox.held() if self.adopted else None
+        # Read before the lock is taken: a finalizer may wait for it inside SQLite.
+        # What is put meanwhile is noted by its own thread.
+        rows, destinations = self.outbox.held(), self.outbox.destinations()
         with self.progress.lock:
-            for held in self.outbox.held() if known is None else known:
+            for held in rows:
                 self.holding[held.source] = Holding(
                     Hold(), now(), turns=held.turns, chars=held.chars, ended=True
                 )
-            self.ready.update(self.outbox.destinations())
+            self.ready.update(destinations)
 
     def hold(self, number: int, chars: int, hold: Hold) -> bool:
         """Note a held turn; return whether to wake the worker. Called with the lock held."""
@@ -203,6 +204,7 @@ class Backlog:
         with self.progress.lock:
             held.noticed = False  # a turn that arrives from here on wakes the worker again
             held.ended = held.ended and not ended
+            turns_before, chars_before = held.turns, held.chars
         limit = _ROWS
         while True:
             rows = self.outbox.held_turns(number, limit)
@@ -226,20 +228,26 @@ class Backlog:
             if not documents:
                 limit *= 2  # a document may be longer
         with self.progress.lock:
-            # Counted under the lock: a turn noted before is in the file, and a
-            # turn noted later adds to this count.
-            held.turns, held.chars = self.outbox.count_held(number)
-            held.looked = len(rows) - start  # others arrived since: look again
+            # Turns that were noted meanwhile count beside those that are left. One
+            # that was in the file already counts twice, until the next look. The
+            # file is not asked again here: a finalizer may wait for this lock
+            # inside SQLite.
+            left = [turn.chars for _, turn in rows[start:]]
+            held.turns += len(left) - turns_before
+            held.chars += sum(left) - chars_before
+            held.looked = len(left)  # others arrived since: look again
             if not held.turns:
                 self.holding.pop(number, None)
 
     # --- batches ----------------------------------------------------------
 
-    def to_send(self) -> list[int]:
-        """Return the destinations that have something to send."""
+    def to_send(self) -> tuple[list[int], list[int]]:
+        """Return the destinations that have something to send, and those where it keeps failing."""
         resends = [(number, keeps_failing(batches[0])) for number, batches in self.resend.items()]
-        first = [number for number, failing in resends if not failing]
-        return list(dict.fromkeys([*first, *self.ready, *(number for number, _ in resends)]))
+        first = dict.fromkeys(
+            [*(number for number, failing in resends if not failing), *self.ready]
+        )
+        return list(first), [number for number, _ in resends if number not in first]
 
     def next_batch(self, number: int) -> Optional[Batch]:
         """Return the oldest batch for a destination: one to send again, or a new one."""
@@ -285,8 +293,10 @@ class Backlog:
 
     def poll(self, batch: Batch, due: float, polls: int) -> None:
         """Ask for the outcome of an accepted batch at ``due`` (monotonic seconds)."""
-        heap = self.polls.setdefault(batch.destination, [])
+        # Last of the destinations: one whose polls fail holds up no other.
+        heap = self.polls.pop(batch.destination, [])
         heapq.heappush(heap, (due, next(self._order), polls, batch))
+        self.polls[batch.destination] = heap
 
     def next_poll(self, number: int) -> tuple[int, Batch]:
         """Take the first of a destination's polls; return polls so far and the batch."""

@@ -137,7 +137,8 @@ class Engine:
         is_nested = thread in self._waking  # in a finalizer
         self._waking.add(thread)
         try:
-            if self.delivery.start():
+            # Ctrl-C may have struck an earlier call between the two steps.
+            if self.delivery.start() or not self.executor.pending:
                 self._submit_run()
         except RuntimeError as error:
             _logger.debug("Turns are kept, but not delivered now: %s", error)

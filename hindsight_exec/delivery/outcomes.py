@@ -204,8 +204,12 @@ class Outcomes:
             backlog.send_again(batch)
         except Rejected as error:
             if error.status in (404, 405):
-                # The URL is wrong, not the documents; the error names it.
+                # The URL is wrong, not the documents; the error names it. Perhaps
+                # it is wrong for this bank only.
+                batch.failures += 1
                 backlog.send_again(batch)
+                if keeps_failing(batch):
+                    self._postpone(backlog)
                 self._servers.failed(server, error)
             elif items > 1:
                 self._split(backlog, batch)
@@ -368,17 +372,9 @@ class Outcomes:
 
     def _complete(self, exchange: Exchange) -> None:
         backlog, batch = exchange.backlog, exchange.batch
-        self._progress.completed(
-            backlog.turns_of(batch),
-            own=not backlog.adopted,
-            document_ids=backlog.outbox.document_ids(batch),
-        )
-        try:
-            backlog.outbox.complete(batch)
-        except OutboxCorrupt:
-            raise
-        except OutboxUnavailable as failure:
-            self.disk_failed(failure)  # the next start polls again
+        turns, document_ids = backlog.turns_of(batch), backlog.outbox.document_ids(batch)
+        backlog.outbox.complete(batch)  # if the disk refuses, it is polled again
+        self._progress.completed(turns, own=not backlog.adopted, document_ids=document_ids)
 
 
 async def _has_documents(client: HindsightClient, bank: str, document_ids: list[str]) -> bool:

@@ -98,25 +98,22 @@ class Delivery:
             postpone=self._postpone,
         )
         # The worker's own:
-        self._poll_now = False
-        self._prepared = False
-        self._adopt_at = 0.0
-        self._save_at = 0.0
-        self._stalled = False
+        self._poll_now = self._prepared = self._stalled = False
+        self._adopt_at = self._save_at = 0.0
 
     # --- from any thread --------------------------------------------------
 
     def end(self, matches: Optional[Callable[[Source], bool]] = None) -> None:
         """Make the held turns of matching sources (all without it) due now."""
         with self.progress.lock:
-            for backlog in self.backlogs:
-                for number, held in list(backlog.holding.items()):
-                    if held.ended:
-                        continue
-                    try:
-                        held.ended = matches is None or matches(backlog.source(number))
-                    except (OutboxUnavailable, ValueError):
-                        held.ended = True  # the source is unreadable: early does no harm
+            holding = [(one, *item) for one in self.backlogs for item in one.holding.items()]
+        for backlog, number, held in holding:  # it may read the file: see `Backlog.take_all`
+            if held.ended:
+                continue
+            try:
+                held.ended = matches is None or matches(backlog.source(number))
+            except (OutboxUnavailable, ValueError):
+                held.ended = True  # the source is unreadable: early does no harm
 
     def watch(self, watching: bool) -> None:
         """Poll often while a thread waits for completion."""
@@ -286,7 +283,16 @@ class Delivery:
     def _deliver(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
         """Do what is due in a backlog; return when other things will be."""
         due = self._close_documents(backlog, now, closing)
-        for number in backlog.to_send():
+        first, failing = backlog.to_send()
+        due += self._send(backlog, first, now)
+        for number in [] if closing else list(backlog.polls):
+            due += self._poll(backlog, number, now)
+        # Last: it would take each request that a server in trouble gets.
+        return due + self._send(backlog, failing, now)
+
+    def _send(self, backlog: Backlog, numbers: list[int], now: float) -> list[float]:
+        due: list[float] = []
+        for number in numbers:
             server = self.servers.get(backlog.destination(number))
             while server.may_send(now) and not self._outcomes.abandoned:
                 batch = backlog.next_batch(number)
@@ -295,9 +301,6 @@ class Delivery:
                 self._outcomes.send(server, backlog, batch)
             else:
                 due += server.opens_at(now)
-        if not closing:
-            for number in list(backlog.polls):
-                due += self._poll(backlog, number, now)
         return due
 
     def _close_documents(self, backlog: Backlog, now: float, closing: bool) -> list[float]:
@@ -355,18 +358,16 @@ class Delivery:
         with self.progress.lock:
             turns = sum(self.progress.waiting.values())
             stalls_at = self.progress.advanced_at + self._stall_after
-        if not turns or now < stalls_at:
-            self._stalled = False
-            return [stalls_at] if turns else []
-        if not self._stalled:
-            self._stalled = True
+        stalled = turns > 0 and now >= stalls_at
+        if stalled and not self._stalled:
             _logger.warning(
                 "Nothing was delivered for %d s while %s waited; last error: %s",
                 self._stall_after,
                 counted(turns),
                 self.progress.counters.last_error or "none",
             )
-        return []
+        self._stalled = stalled
+        return [stalls_at] if turns and not stalled else []
 
     # --- adoption ---------------------------------------------------------
 
@@ -394,5 +395,5 @@ class Delivery:
         with self.progress.lock:
             held = list(backlog.holding)
         destinations = [backlog.source(number).destination for number in held]
-        destinations += [backlog.destination(number) for number in backlog.to_send()]
+        destinations += [backlog.destination(one) for some in backlog.to_send() for one in some]
         return not backlog.in_flight and all(self.servers.get(one).troubled for one in destinations)

@@ -125,14 +125,6 @@ class OutboxReader:
         """The held turns by source, the oldest first."""
         return self._db.rows(Held, (int, int, int, float), _HELD)
 
-    def count_held(self, source: int) -> tuple[int, int]:
-        """Number and characters of the held turns of a source."""
-        row: tuple[int, int] = self._db.all(
-            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM turns WHERE source = ?",
-            (source,),
-        )[0]
-        return row
-
     def held_turns(self, source: int, limit: int) -> list[tuple[int, Turn]]:
         """The oldest held turns of a source, with their numbers."""
         return self._db.rows(turn_of, (int, float, int, str, str), _HELD_TURNS, (source, limit))

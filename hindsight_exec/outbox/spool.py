@@ -64,6 +64,8 @@ _BELONGS = re.compile(r"([0-9a-f-]{36})\.(?:lock|db-wal|db-shm|db-journal)")
 #: Seconds to wait for the folder's lock. Other processes hold it for
 #: microseconds, but one that is stopped (SIGSTOP) must not stop us too.
 _PATIENCE = 5.0
+#: Folders whose lock was not to be had. Until it is, nobody waits for it again.
+_stuck: set[Path] = set()
 
 
 class Claim:
@@ -112,11 +114,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock while files are created, adopted or removed."""
     descriptor = _open(folder / _FOLDER_LOCK)
     try:
-        deadline = now() + _PATIENCE
+        deadline = now() + (0.0 if folder in _stuck else _PATIENCE)
         while not try_lock(descriptor):
             if now() > deadline:
+                _stuck.add(folder)
                 raise OSError(errno.EAGAIN, "another process holds its lock", str(folder))
             time.sleep(0.005)
+        _stuck.discard(folder)
         yield
     finally:
         _close(descriptor)
@@ -199,6 +203,9 @@ def adopt(path: Path) -> Optional[Claim]:
             locked = False
             try:
                 locked = try_lock(descriptor)
+                if not locked:  # another process may just be asking `is_live`
+                    time.sleep(0.001)
+                    locked = try_lock(descriptor)
             finally:
                 if not locked:
                     _close(descriptor)

@@ -150,7 +150,7 @@ def test_turns_in_memory_go_to_disk(mounted: Any, write: Any, run: Any) -> None:
 
 
 STEPS = [
-    "source", "destinations", "held_turns", "close_documents", "count_held", "ready",
+    "source", "destinations", "held_turns", "close_documents", "ready",
     "make_batch", "items", "note", "turns_of", "complete", "vacuum", "is_empty",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from scripted_server import ScriptedServer
 from serving import Serving, free_port, stored, texts, turn
 from waiting import eventually
 
-from hindsight_exec.delivery import files, worker
+from hindsight_exec.delivery import files, schedule, worker
 from hindsight_exec.delivery.backlog import Backlog
 from hindsight_exec.errors import OutboxUnavailable
 from hindsight_exec.executor.locks import holds
@@ -176,6 +176,74 @@ def test_a_start_as_the_worker_ends(write: Any, server: Serving) -> None:
     delivery.running = False
 
 
+@pytest.mark.parametrize("beside", ["the worker", "end_session"])
+def test_a_finalizer_inside_the_database(write: Any, monkeypatch, beside: str) -> None:
+    """A finalizer that puts there takes the engine's lock: nobody reads the file under that lock."""
+    writer = write(nobody())
+    writer.put(turn(0), session="s")
+    lock = writer._engine.delivery.progress.lock
+    inside, reading = threading.Event(), threading.Event()
+    check_room, source = Outbox._check_room, Outbox.source
+    closing, close_documents = threading.Event(), Outbox.close_documents
+
+    def and_collect(outbox: Outbox, *arguments: Any) -> Any:
+        if threading.current_thread() is giver and not inside.is_set():
+            inside.set()
+            reading.wait(1)  # while another thread has the lock and needs the database
+            writer.put(turn(2), session="of a finalizer")
+        return check_room(outbox, *arguments)
+
+    def note_source(outbox: Outbox, *arguments: Any) -> Any:
+        if holds(lock):
+            reading.set()
+        return source(outbox, *arguments)
+
+    def close_and_wait(outbox: Outbox, *arguments: Any) -> Any:
+        number = close_documents(outbox, *arguments)
+        if beside == "the worker" and not closing.is_set():
+            closing.set()
+            inside.wait(LIMIT)
+        return number
+
+    monkeypatch.setattr(Outbox, "_check_room", and_collect)
+    monkeypatch.setattr(Outbox, "source", note_source)
+    monkeypatch.setattr(Outbox, "close_documents", close_and_wait)
+    giver = threading.Thread(target=lambda: writer.put(turn(1), session="t"), daemon=True)
+    ender = threading.Thread(target=writer.end_session, args=("s",), daemon=True)
+    if beside == "the worker":
+        ender.start()
+        assert closing.wait(LIMIT)
+        giver.start()
+    else:
+        giver.start()
+        assert inside.wait(LIMIT)
+        ender.start()
+    for thread in (giver, ender):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert writer.counters().given == 3
+
+
+def test_an_interrupt_before_the_worker_is_submitted(
+    write: Any, server: Serving, monkeypatch
+) -> None:
+    """A Ctrl-C there costs no more than that put's wake-up: the next one starts the worker."""
+    start = worker.Delivery.start
+
+    def interrupted(delivery: worker.Delivery) -> bool:
+        monkeypatch.setattr(worker.Delivery, "start", start)
+        start(delivery)
+        raise KeyboardInterrupt
+
+    writer = write(server.url)
+    monkeypatch.setattr(worker.Delivery, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.put(turn(0), session="s")
+    writer.put(turn(1), session="s")
+    assert writer.flush(LIMIT)
+    assert stored(server.url)["s"] == texts(range(2))
+
+
 def test_what_is_due_at_once(write: Any, monkeypatch) -> None:
     """The worker looks again when something is due, however soon that is.
 
@@ -320,6 +388,84 @@ def test_a_file_that_cannot_be_adopted_now(write: Any, state: Path, monkeypatch,
 
 
 # --- the server's side ------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Requests that fail are repeated at once."""
+
+    def failed(backoff: Any, now: float, retry_after: float | None = None) -> None:
+        backoff.failures += 1
+        backoff.not_before = now + 0.01
+
+    monkeypatch.setattr(schedule.Backoff, "failed", failed)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_bank_that_the_server_does_not_know(write: Any, impatient, status: int) -> None:
+    """A URL that is wrong for one bank only holds up no other bank of the server."""
+    posted: list[str] = []
+
+    def answer(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.method == "POST":
+                bank = request.target.split("/")[4]
+                posted.append(bank)
+                given = {"success": True, "operation_id": request.json["operation_id"]}
+                connection.answer(*((status, {}) if bank == "bad" else (200, given)))
+            else:
+                connection.answer(200, {"status": "completed"})
+
+    with ScriptedServer(answer) as server:
+        writer = write(server.url)
+        writer.put(turn(0), session="s", bank="bad", immediate=True)
+        eventually(lambda: posted.count("bad") > 1)
+        for number in range(3):
+            writer.put(turn(number), session="s", bank=f"good-{number}", immediate=True)
+        eventually(lambda: writer.counters().completed == 3)
+        assert writer.counters().waiting == 1
+        writer.close(0)
+
+
+def test_a_bank_whose_operations_cannot_be_asked_for(write: Any, impatient) -> None:
+    """Two of its batches are polled in vain, and the polls of other banks go on."""
+    ready = threading.Event()
+
+    def answer(connection: Any) -> None:
+        while (request := connection.request()) is not None:
+            if request.method == "POST":
+                given = {"success": True, "operation_id": request.json["operation_id"]}
+                connection.answer(200, given)
+            elif "/banks/bad/" in request.target:
+                connection.answer(500, {"detail": "a broken row"})
+            else:
+                connection.answer(200, {"status": "completed" if ready.is_set() else "processing"})
+
+    with ScriptedServer(answer) as server:
+        writer = write(server.url)
+        for bank in ("bad", "bad", "good"):
+            writer.put(turn(0), session="s", bank=bank, immediate=True)
+            assert writer.flush(LIMIT)
+        ready.set()
+        eventually(lambda: writer.counters().completed == 1)
+        writer.close(0)
+
+
+def test_a_completion_that_the_disk_refuses_once(write: Any, monkeypatch) -> None:
+    """The batch is polled again and leaves the file, whose room it would take."""
+    complete = Outbox.complete
+
+    def refuse_once(outbox: Outbox, batch: Any) -> None:
+        monkeypatch.setattr(Outbox, "complete", complete)
+        raise OutboxUnavailable("disk full")
+
+    with ScriptedServer(Answers()) as server:
+        writer = write(server.url)
+        monkeypatch.setattr(Outbox, "complete", refuse_once)
+        writer.put(turn(0), session="s")
+        assert writer.flush(LIMIT, completed=True)
+        (backlog,) = writer._engine.open_backlogs()
+        assert backlog.outbox.is_empty()
 
 
 def test_an_acceptance_that_could_not_be_read_back(write: Any, monkeypatch) -> None:

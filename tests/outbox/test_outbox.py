@@ -241,7 +241,7 @@ def test_held_turns_come_back_as_they_were(outbox: Outbox) -> None:
     ]
     assert [one for _, one in outbox.held_turns(first, 10)] == [turn(1), turn(3)]
     assert [one for _, one in outbox.held_turns(first, 1)] == [turn(1)]
-    assert outbox.count_held(first) == (2, turn(1).chars + turn(3).chars)
+    assert outbox.held()[0].chars == turn(1).chars + turn(3).chars
     assert outbox.source(first) == given
     assert outbox.sources() == {first: given, other: source("other")}
 
@@ -268,7 +268,7 @@ def test_documents_are_closed_all_or_none(outbox: Outbox) -> None:
             held,
             [([first], "s/1", AT, b"{}"), ([second], None, AT, b"{}")],  # type: ignore[list-item]
         )
-    assert outbox.count_held(held)[0] == 2
+    assert outbox.held()[0].turns == 2
     assert outbox.summary() == Summary(held=2, oldest_at=AT + 1, bytes=outbox.bytes)
 
 
@@ -649,7 +649,6 @@ def test_a_closed_outbox(path: Path) -> None:
         lambda: outbox.put_document(source(), "s/1", b"{}", AT),
         outbox.held,
         lambda: outbox.held_turns(1, 1),
-        lambda: outbox.count_held(1),
         lambda: outbox.close_documents(1, []),
         outbox.sources,
         outbox.batches,

@@ -403,3 +403,37 @@ def test_no_descriptor_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert count() == before
     assert this_process().descriptors <= known  # writers of other tests may close theirs
     assert names(folder) == [path.name, path.with_suffix(".lock").name]
+
+
+# --- others that are just doing something ---------------------------------------
+
+
+@posix
+def test_a_folder_whose_lock_is_not_to_be_had(folder: Path, monkeypatch) -> None:
+    """Its patience is spent once, and again only after the lock was free."""
+    waits: list[float] = []
+    monkeypatch.setattr(spool, "_PATIENCE", 0.05)
+    monkeypatch.setattr(spool.time, "sleep", waits.append)
+    spool.create(folder).release(remove=True)
+    other = os.open(folder / ".folder.lock", os.O_RDWR)
+    assert spool.try_lock(other)
+    for patiently in (True, False):
+        waits.clear()
+        with pytest.raises(OutboxUnavailable, match="another process holds its lock"):
+            spool.create(folder)
+        assert (len(waits) > 1) == patiently
+    os.close(other)
+    spool.create(folder).release(remove=True)
+    assert folder not in spool._stuck
+
+
+@posix
+def test_adoption_beside_one_who_looks(folder: Path, monkeypatch) -> None:
+    """Another process that asks at that moment whether the owner lives is not taken for it."""
+    path = orphan(folder)
+    looking = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
+    assert spool.try_lock(looking)
+    monkeypatch.setattr(spool.time, "sleep", lambda _: os.close(looking))
+    claim = spool.adopt(path)
+    assert claim is not None
+    claim.release(remove=True)

@@ -110,7 +110,7 @@ class Host:
     def _deliver(self, backlog: Backlog, batches: int, unsure: bool) -> None:
         backlog.close_documents(0.0, everything=True, should_close=lambda *_: True)
         for _ in range(batches):
-            destinations = backlog.to_send()
+            destinations = [number for numbers in backlog.to_send() for number in numbers]
             batch = backlog.next_batch(destinations[0]) if destinations else None
             if batch is None:
                 break
@@ -195,7 +195,8 @@ def live(host: Host) -> None:
     host.poll(own)
     own.outbox.vacuum()
     talk(host, "vacuumed")
-    batch = own.next_batch(own.to_send()[0]) if own.to_send() else None
+    first, _ = own.to_send()
+    batch = own.next_batch(first[0]) if first else None
     if batch is not None:
         own.outbox.mark_dead(batch, "failed", "why")
         own.outbox.requeue()
