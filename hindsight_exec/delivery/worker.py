@@ -107,13 +107,13 @@ class Delivery:
         """Make the held turns of matching sources (all without it) due now."""
         with self.progress.lock:
             holding = [(one, *item) for one in self.backlogs for item in one.holding.items()]
-        for backlog, number, held in holding:  # it may read the file: see `Backlog.take_all`
-            if held.ended:
-                continue
-            try:
-                held.ended = matches is None or matches(backlog.source(number))
+        for backlog, number, held in holding:
+            try:  # without the lock, as it may read the file: see `Backlog.take_all`
+                ended = matches is None or matches(backlog.source(number))
             except (OutboxUnavailable, ValueError):
-                held.ended = True  # the source is unreadable: early does no harm
+                ended = True  # the source is unreadable: early does no harm
+            with self.progress.lock:
+                held.ended = held.ended or ended
 
     def watch(self, watching: bool) -> None:
         """Poll often while a thread waits for completion."""
