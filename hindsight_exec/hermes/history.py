@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-__all__ = ["PastSession", "PastTurn", "past_sessions"]
+__all__ = ["PastSession", "PastTurn", "past_sessions", "recorded"]
 
 _JSON = "\x00json:"
 _SUMMARIES = ("[CONTEXT COMPACTION", "[CONTEXT SUMMARY]")

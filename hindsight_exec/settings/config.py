@@ -170,7 +170,8 @@ class Settings:
     hf_endpoint: str = _key("", "text", "Mirror of Hugging Face for the daemon's models.", group="Embedded")
     hf_offline: bool = _key(False, "bool", "The daemon uses only models that are on this machine already.", group="Embedded")
     embedded_environment: Tuple[Tuple[str, str], ...] = _key((), "variables", "More environment variables of Hindsight's"
-        ' daemon, as an object, such as {"HINDSIGHT_API_EMBEDDINGS_PROVIDER": "openai"}.', strict=True, group="Embedded")
+        ' daemon, as an object, such as {"HINDSIGHT_API_EMBEDDINGS_PROVIDER": "openai"}.', strict=True, group="Embedded",
+        repr=False)
     profile: str = _key("hermes", "profile", "Profile of Hindsight's daemon: its own database and environment.", strict=True, group="Embedded")
     # fmt: on
 

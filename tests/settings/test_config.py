@@ -350,6 +350,7 @@ def test_the_key_is_not_shown(home, caplog):
     settings = Settings(api_url="http://h", api_key="KEY")
     assert "KEY" not in repr(settings)
     assert "KEY" not in settings.credential
+    assert "KEY" not in repr(Settings(llm_api_key="KEY", embedded_environment=(("A", "KEY"),)))
 
 
 def test_the_key_goes_only_to_its_server(home):
