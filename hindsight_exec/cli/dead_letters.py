@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,19 @@ from hindsight_exec.errors import ConfigError, HindsightExecError
 from hindsight_exec.outbox import spool
 from hindsight_exec.outbox.store import Outbox
 
-from .console import OK, UNDONE, agreed, counted, duration, note, plain, say, say_json, table
+from .console import (
+    OK,
+    UNDONE,
+    agreed,
+    counted,
+    duration,
+    note,
+    one_line,
+    plain,
+    say,
+    say_json,
+    table,
+)
 from .targets import advice, folders
 
 if TYPE_CHECKING:
@@ -211,5 +222,5 @@ def _messages(content: str) -> list[str]:
 
 
 def _cut(text: str) -> str:
-    text = plain(re.sub(r"\s+", " ", text))
+    text = one_line(text)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -144,7 +144,7 @@ def _servers(places: list[Path], args: argparse.Namespace) -> Iterator[Check]:
 def _waiting_for(place: Path, asked: set[tuple[str, str | None, str]]) -> Iterator[Check]:
     """The servers of turns that ended processes left: it may not be the configured one."""
     files = look(place)
-    for problem in missing_keys(files):
+    for problem in missing_keys(place, files):
         yield Check("waiting", "failed", "turns wait for a server whose key is unknown", problem)
     for where in left_destinations(files):
         key = resolve_credential(where.credential, where.url, place)

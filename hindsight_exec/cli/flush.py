@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             problems = [file.problem for file in files if file.problem]
             left += found.waiting - held
             unread += len(problems)  # nobody knows what such a file holds
-            keys = list(missing_keys(files))
+            keys = list(missing_keys(folder, files))
             if found.waiting > held and not keys:
                 keys = [error or found.last_error or f"not done within {args.timeout:g} s"]
             errors += problems + keys
@@ -82,13 +82,12 @@ def left_destinations(files: Iterable[File]) -> list[Destination]:
     return list(dict.fromkeys(where for file in left for where in file.destinations))
 
 
-def missing_keys(files: Iterable[File]) -> Iterable[str]:
-    """Which servers' keys this environment lacks, so that their turns are not sent."""
-    states = {file.path.parent for file in files}
+def missing_keys(folder: Path, files: Iterable[File]) -> Iterable[str]:
+    """Which servers' keys this environment lacks, so that the folder's turns are not sent."""
     for url, reference in dict.fromkeys(
         (where.url, where.credential) for where in left_destinations(files)
     ):
-        if any(resolve_credential(reference, url, state) is not None for state in states):
+        if resolve_credential(reference, url, folder) is not None:
             continue
         kind, _, home = reference.partition(":")
         if kind == "hermes":

@@ -16,7 +16,7 @@ from hindsight_exec.errors import ConfigError, Rejected
 from hindsight_exec.hermes.forget import delete
 
 from .connection import ask, probe
-from .console import OK, UNDONE, agreed, counted, note, plain, say, say_json, table
+from .console import OK, UNDONE, agreed, counted, note, one_line, plain, say, say_json, table
 from .targets import chosen_settings, folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def search(args: argparse.Namespace) -> int:
         say_json(found)
     else:
         for memory in found:
-            say(plain(" ".join(memory["text"].split())))
+            say(one_line(memory["text"]))
             say(f"    {memory.get('type') or ''}  {plain(str(memory.get('document_id') or ''))}")
         if not found:
             say("nothing was found")

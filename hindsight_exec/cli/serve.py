@@ -33,7 +33,7 @@ async def _serve(args: argparse.Namespace, data: Path | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             loop.add_signal_handler(number, stop.set)
-        except (NotImplementedError, RuntimeError):  # Windows, or not the main thread
+        except NotImplementedError:  # Windows
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     if args.until_eof:
         # A daemon, because nothing ends a read of standard input.

@@ -395,5 +395,6 @@ class Delivery:
         with self.progress.lock:
             held = list(backlog.holding)
         destinations = [backlog.source(number).destination for number in held]
-        destinations += [backlog.destination(one) for some in backlog.to_send() for one in some]
+        first, failing = backlog.to_send()
+        destinations += [backlog.destination(number) for number in [*first, *failing]]
         return not backlog.in_flight and all(self.servers.get(one).troubled for one in destinations)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What a worker does before, in and after its jobs.
+    """What a worker does before and after its jobs.
 
     The methods are those of ``concurrent.futures.thread.WorkerContext``, which
-    ``ThreadPoolExecutor.prepare_context`` makes from CPython 3.14 on.
+    ``ThreadPoolExecutor.prepare_context`` makes from CPython 3.14 on. That has
+    ``run`` for tasks, too; here there are none, and jobs are called directly.
     """
 
     def __init__(
@@ -37,10 +38,6 @@ class Context:
     def initialize(self) -> None:
         if self._initializer is not None:
             self._initializer(*self._initargs)
-
-    def run(self, task: Any) -> Any:
-        """Run a task of ``prepare_context``; jobs without one are called directly."""
-        raise NotImplementedError
 
     def finalize(self) -> None:
         pass
@@ -76,7 +73,7 @@ def start(work: Work) -> None:
         # A worker less. Those that live take the job.
 
 
-def _serve(work: Work, context: Context, enlisted: threading.Lock) -> None:
+def _serve(work: Work, context: Any, enlisted: threading.Lock) -> None:
     """Be a worker, until the queue ends. ``enlisted`` is released when it is known as one."""
     is_needed = work.enlist()
     enlisted.release()
@@ -91,7 +88,7 @@ def _serve(work: Work, context: Context, enlisted: threading.Lock) -> None:
         return
     while work.mark == process.mark[0]:  # else a job or the initializer has forked
         try:
-            _run_jobs(work, context.run)
+            _run_jobs(work, context)
             break
         except BaseException:
             # Injected by another thread (PyThreadState_SetAsyncExc).
@@ -101,7 +98,7 @@ def _serve(work: Work, context: Context, enlisted: threading.Lock) -> None:
         work.leave()
 
 
-def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
+def _run_jobs(work: Work, context: Any) -> None:
     finish = work.pending.finish
     # From 3.10 on nothing can be injected from the end of get() to the first
     # jump, if this is a `for` statement. `True` is its argument `block`.
@@ -113,7 +110,7 @@ def _run_jobs(work: Work, run: Callable[[Any], Any]) -> None:
             future, fn, args, kwargs, _ = job
             if future.set_running_or_notify_cancel():
                 try:
-                    result = run(args) if fn is None else fn(*args, **kwargs)
+                    result = context.run(args) if fn is None else fn(*args, **kwargs)
                 except BaseException as error:
                     future.fail(work.name, error)
                 else:

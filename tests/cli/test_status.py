@@ -8,12 +8,12 @@ import re
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from running import Cli
 from serving import Serving, free_port, stored
+from waiting import eventually
 
 from hindsight_exec.outbox.schema import VERSION
 
@@ -32,7 +32,7 @@ def test_a_check_for_monitors(cli: Cli, server: Serving) -> None:
     cli.give(f"http://127.0.0.1:{free_port()}", 2)
     done = cli("status", "--check", "--max-age", "15min")
     assert (done.status, done.out) == (0, "ok: no turn waits too long, and none is dead\n")
-    time.sleep(0.1)
+    eventually(lambda: cli("status", "--check", "--max-age", "0.05s").status == 1)
     done = cli("status", "--check", "--max-age", "0.05s")
     assert done.status == 1
     assert "a turn waits for " in done.out

@@ -336,17 +336,16 @@ def test_each_drain_sends_for_itself(start):
     ended = start(
         """
         from hindsight_exec.executor.signals import _Handler
-        calls, senders, really = [], [], _Handler._send
+        calls, called, senders, really = [], threading.Event(), [], _Handler._send
         def send(number):
             senders.append(threading.get_ident())
             if senders[-1] == senders[0]:
                 really(number)
         _Handler._send = staticmethod(send)
-        signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+        signal.signal(signal.SIGTERM, lambda *_: (calls.append(1), called.set()))
         drain_on_signal()
         os.kill(os.getpid(), signal.SIGTERM)
-        while not calls:
-            time.sleep(0.01)
+        called.wait()
         os.kill(os.getpid(), signal.SIGTERM)
         while len(senders) < 5:
             time.sleep(0.01)

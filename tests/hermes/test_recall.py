@@ -508,6 +508,7 @@ def test_before_a_session():
     assert provider.on_pre_compress([]) == ""
     provider.on_memory_write("add", "memory", "x", {})
     provider.on_delegation("task", "result", child_session_id="c")
+    assert provider._writer is None
     provider.shutdown()
     provider.shutdown()
 

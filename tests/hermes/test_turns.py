@@ -84,6 +84,18 @@ def test_one_worker_for_all_turns(make, hindsight):
     assert len(hindsight.said()) == 6
 
 
+def test_a_flush_waits_for_all_turns(make, hindsight):
+    """The writer's flush returns once the server has all turns given so far."""
+    provider = make()
+    assert provider._writer.counters().waiting == 0
+    for number in range(5):
+        provider.sync_turn(f"turn {number}", "ok")
+    assert provider._writer.counters().waiting == 5
+    provider._writer.flush()
+    assert provider._writer.counters().waiting == 0
+    assert hindsight.said() == [f"turn {number}" for number in range(5)]
+
+
 def test_shutdown_delivers_then_closes_the_client(make, hindsight, monkeypatch):
     """`shutdown` returns when all that waited was delivered and the client is closed; again, it does nothing."""
     events = []

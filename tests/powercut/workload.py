@@ -110,8 +110,8 @@ class Host:
     def _deliver(self, backlog: Backlog, batches: int, unsure: bool) -> None:
         backlog.close_documents(0.0, everything=True, should_close=lambda *_: True)
         for _ in range(batches):
-            destinations = [number for numbers in backlog.to_send() for number in numbers]
-            batch = backlog.next_batch(destinations[0]) if destinations else None
+            first, failing = backlog.to_send()
+            batch = next(map(backlog.next_batch, [*first, *failing]), None)
             if batch is None:
                 break
             items = backlog.outbox.items(batch)
