@@ -13,6 +13,8 @@ from serving import documents
 from hindsight_exec import HindsightClient
 from hindsight_exec.conversation.turns import document_id, document_item, source, turn
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from serving import Serving
 

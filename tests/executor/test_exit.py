@@ -395,6 +395,7 @@ def test_job_that_ran_before_its_further_worker_could_start(run):
     assert ended == (0, "accepted 5\n", "")
 
 
+@pytest.mark.slow
 def test_job_that_begins_as_the_queue_ends(run):
     """Exit waits for a job that a worker finds behind the end of the queue."""
     ended = run(
