@@ -31,8 +31,8 @@ _ERRORS = (sqlite3.DatabaseError, OSError, UnicodeDecodeError)
 
 _OWNER_WAITS, _READER_WAITS = 0.25, 5.0  # seconds for another program's lock, such as a backup's
 
-#: Bytes of a page at most, by SQLite's format.
-_LARGEST_PAGE = 1 << 16
+_LARGEST_PAGE = 1 << 16  # bytes, by SQLite's format
+_SMALL_LOG = 100  # pages, a tenth of the usual: once a disk was full
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Database:
         self.user = 0  # the thread that has the connection
         self.usual = self.level = synchronous  # of the pragma
         self.bytes_before = 0  # the transaction
-        self.log_has_hole = False
+        self.log_is_suspect = self.log_has_hole = False
         self.unsettled: list[Any] = []  # what a thread is committing for others
         target = f"file:{quote(os.fsencode(path))}?mode={mode}" if path else ":memory:"
         process = this_process()
@@ -159,10 +159,8 @@ class Database:
         return self.user == threading.get_ident() and self.lock.locked()
 
     def disown(self) -> object:
-        """Give up the connection, in a forked child, which may be inside a step.
-
-        Returns it, for the caller to keep: closing it would change the file.
-        """
+        """In a forked child, return the connection, to be kept: closing it changes the file."""
+        # This thread may be inside a step of its parent's.
         connection, self.connection = self.connection, Inherited(self)  # type: ignore[assignment]
         return connection
 
@@ -183,7 +181,7 @@ class Database:
             self.undo()
         if self.level != self.usual:
             self.set_level(self.usual)
-        if self.log_has_hole and not self._mend():
+        if self.log_is_suspect and not self._empty_log() and self.log_has_hole:
             raise OutboxUnavailable(
                 f"the disk failed to sync the outbox {self.name}, and has not recovered"
             )
@@ -214,28 +212,30 @@ class Database:
            writes again. After a loss of power, recovery stops at this hole, and
            everything that was acknowledged after it is gone.
 
-        A checkpoint writes what counts into the database and empties the log.
+        A full disk leaves a third: a log that takes what room comes free, and gives none
+        back. A checkpoint writes what counts into the database and empties the log.
         """
-        self.note_io_error(error)
-        return self.log_has_hole and self._mend()
+        self.note(error)
+        return self.log_is_suspect and self._empty_log()
 
-    def note_io_error(self, error: BaseException) -> None:
-        # The only name that sqlite3 before 3.11 gives to SQLITE_IOERR.
-        if self._log is not None and "disk I/O error" in str(error):
-            self.log_has_hole = True
+    def note(self, error: BaseException) -> None:
+        if self._log is not None:
+            # The only names that sqlite3 before 3.11 gives to SQLITE_IOERR and SQLITE_FULL.
+            self.log_has_hole |= "disk I/O error" in str(error)
+            self.log_is_suspect |= self.log_has_hole or "disk is full" in str(error)
 
-    def _mend(self) -> bool:
-        with contextlib.suppress(sqlite3.Error, OSError):
+    def _empty_log(self) -> bool:
+        try:
+            self.first(f"PRAGMA wal_autocheckpoint = {_SMALL_LOG}")
             busy, *_ = self.first("PRAGMA wal_checkpoint(TRUNCATE)")
-            # SQLite does not sync that the log is empty. It has no lock on the
-            # log that closing this descriptor could drop.
-            descriptor = os.open(self._log or "", os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            self.log_has_hole = bool(busy)
-        return not self.log_has_hole
+            # SQLite does not sync that the log is empty, and has no lock on it to be dropped.
+            with Path(self._log or "").open("r+b") as log:
+                os.fsync(log.fileno())
+            if not busy:
+                self.log_is_suspect = self.log_has_hole = False
+        except (sqlite3.Error, OSError) as error:
+            self.note(error)
+        return not self.log_is_suspect
 
     @contextlib.contextmanager
     def content(self) -> Iterator[None]:
@@ -295,7 +295,7 @@ class Database:
                 try:
                     self.vacuum_now()
                 except sqlite3.OperationalError as error:
-                    self.note_io_error(error)
+                    self.note(error)
 
     def vacuum_now(self) -> None:
         """Called in a step."""
@@ -335,7 +335,7 @@ class _Step:
             if (
                 database.connection.in_transaction
                 or database.unsettled
-                or database.log_has_hole
+                or database.log_is_suspect
                 or database.level != database.usual
             ):
                 database.recover()
@@ -347,7 +347,7 @@ class _Step:
         database = self._database
         database.user = 0
         if isinstance(error, _ERRORS):
-            database.note_io_error(error)
+            database.note(error)
             raise database.ours(error) from None
 
 

@@ -114,13 +114,16 @@ def test_disk_full(mounted: Any, write: Any, caplog: Any) -> None:
 
 
 def test_turns_in_memory_go_to_disk(mounted: Any, write: Any, run: Any) -> None:
-    """As soon as the disk has room, what was kept in memory is on it, and survives a kill."""
-    folder = mounted("size=9m")
+    """As soon as the disk has room, what was kept in memory is on it, and survives a kill.
+
+    The room is that of the turns, not of the log that SQLite would gather.
+    """
+    folder = mounted("size=2500k")
     program = GIVE + (
         "from hindsight_exec.delivery import worker\n"
         "worker._DISK_PAUSE = 0.05\n"
         "ballast = Path(sys.argv[2]).parent / 'ballast'\n"
-        "ballast.write_bytes(b'x' * 8_700_000)\n"
+        "ballast.write_bytes(b'x' * 2_200_000)\n"
         "writer = make()\n"
         "for number in range(150):\n"
         "    writer.put(turn(number, 'x' * 2000), session='s')\n"
