@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from serving import Serving, stored, texts, turn
+from serving import ServingProcess, stored, texts, turn
 from striking import Strike
 
 import hindsight_exec
@@ -27,6 +29,15 @@ pytestmark = [
 
 PACKAGE = Path(hindsight_exec.__file__).parent
 ROOMS = (str(PACKAGE / "client"), str(PACKAGE / "delivery"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServingProcess]:
+    """A process: a thread that serves would be inside its own SQLite when these tests fork."""
+    serving = ServingProcess(tmp_path / "data")
+    serving.start()
+    yield serving
+    serving.kill()
 
 
 def fork_without_hooks() -> int:
@@ -46,6 +57,8 @@ def in_child(fork: Callable[[], int], program: Callable[[], object]) -> int:
         pid = fork()
     if not pid:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        # Where it hangs stands in the captured output; then the alarm ends it.
+        faulthandler.register(signal.SIGALRM, file=2, chain=True)
         signal.alarm(60)
         status = 1
         try:
@@ -58,7 +71,7 @@ def in_child(fork: Callable[[], int], program: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks], ids=["hooks", "no hooks"])
 def test_a_child_is_free_of_its_parents_locks(
-    server: Serving, tmp_path: Path, fork: Callable[[], int]
+    server: ServingProcess, tmp_path: Path, fork: Callable[[], int]
 ) -> None:
     """Wherever the other thread is: the child gives and sends its own turn, the parent its own."""
     number = 1
@@ -110,7 +123,7 @@ def test_a_child_is_free_of_its_parents_locks(
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks], ids=["hooks", "no hooks"])
 def test_children_beside_a_busy_delivery(
-    server: Serving, tmp_path: Path, fork: Callable[[], int]
+    server: ServingProcess, tmp_path: Path, fork: Callable[[], int]
 ) -> None:
     """Children forked while turns are delivered send each turn once, over connections of their own."""
     settings = Settings(api_url=server.url, bank_id="b", drain_timeout=30, retain_idle_seconds=0)

@@ -173,7 +173,9 @@ def test_stderr_that_fails(run, stderr):
         executor = DrainingExecutor(drain_timeout=0.2, on_closing=lambda: 1 / 0)
         {stderr}
         executor.submit(divmod, 1, 0)
-        executor.submit(int).add_done_callback(lambda _: sys.exit("no"))
+        added = threading.Event()
+        executor.submit(added.wait).add_done_callback(lambda _: sys.exit("no"))
+        added.set()  # of a job that is done, it would be called here, and end the program
         call_at_exit(lambda: 1 / 0)
         call_at_exit(lambda: say("closed"))
         say(executor.submit(int, 5).result())
