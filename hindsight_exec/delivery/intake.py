@@ -220,20 +220,25 @@ class Intake:
         progress = self._delivery.progress
         thread = threading.get_ident()
         try:
+            if not is_counted:
+                # Before it is put: the worker may send it before this thread's next step.
+                progress.given(sources, turns)
             if thread != threading.main_thread().ident:
                 self._putting.add(thread)
             elif not self._is_used:
                 self._paused_at = 0.0
             self._is_used = True
             kept = self._keep(put)
+        except BaseException:
+            progress.refused(sources, turns)
+            raise
         finally:
             if thread in self._putting:
                 self._paused_at = now() + _PAUSE
                 self._putting.discard(thread)
         with progress.lock:
-            if not is_counted:
-                for source in sources:
-                    progress.given(source, turns)
+            if kept is not None:
+                progress.taken(sources, turns)
             should_wake = kept is None or note(*kept)
         if kept is None:
             self._deferred.append(lambda: self._take(sources, turns, put, note, is_counted=True))

@@ -157,6 +157,29 @@ def test_a_put_while_counts_are_corrected(write: Any, monkeypatch) -> None:
     assert writer.counters().waiting == 2
 
 
+def test_sent_before_its_thread_goes_on(
+    server: Serving, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that the server has processed before `put` returns does not count as waiting."""
+    writer = write(server.url)
+    writer.put(turn(1), session="s")
+    put_for = Outbox.put_for
+
+    def slowly(self: Outbox, sources: Any, one: Any) -> Any:
+        known = put_for(self, sources, one)
+        writer._engine.delivery.end()  # of the first turn: its document takes the second along
+        writer._engine.delivery.watch(True)
+        writer._engine.wake()
+        eventually(lambda: writer.counters().completed == 2)
+        return known
+
+    monkeypatch.setattr(Outbox, "put_for", slowly)
+    writer.put(turn(2), session="s")
+    assert writer.counters().waiting == 0
+    assert writer.flush(60, completed=True)
+    assert stored(server.url)["s"] == texts([1, 2])
+
+
 def test_a_start_as_the_worker_ends(write: Any, server: Serving) -> None:
     """The worker is woken before it can find that nothing is left to do."""
     writer = write(server.url)
