@@ -290,6 +290,8 @@ def test_callbacks_at_exit(run):
         """
         import threading
         from hindsight_exec import DrainingExecutor
+        from hindsight_exec.executor import closing
+        closing.GRACE = 60.0  # so that only the order counts
         stop = threading.Event()
         def deadline():
             say("deadline")

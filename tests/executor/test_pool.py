@@ -21,6 +21,7 @@ from interrupting import Strike
 from waiting import collect
 
 from hindsight_exec import DrainingExecutor, ExecutorClosed
+from hindsight_exec.executor import closing as closing_module
 
 LIMIT = 60  # seconds to fail after, never reached
 
@@ -477,8 +478,9 @@ def test_on_closing_takes_from_the_bound_of_shutdown(make, gate, monkeypatch):
     assert waits[0] == -2
 
 
-def test_on_deadline_saves_the_job(make, own_log):
+def test_on_deadline_saves_the_job(make, own_log, monkeypatch):
     """A job that ends because on_deadline told it to is not left, and nothing warns."""
+    monkeypatch.setattr(closing_module, "GRACE", LIMIT)
     stop = threading.Event()
     executor = make(on_deadline=stop.set)
     future = executor.submit(stop.wait, LIMIT)
