@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Callable, Optional, Sequence, TypeVar
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxUnavailable
+from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox.forks import is_inside
 from hindsight_exec.outbox.store import MAX_SOURCES, Outbox
@@ -65,9 +66,11 @@ class Intake:
         self._notify = notify
         self._wake = wake
         self._on_late = on_late
+        # Held while the file is created. The lock below is not: a finalizer may wait
+        # for it inside SQLite, which the creation may have to wait for.
+        self.making = threading.RLock()
         self._lock = delivery.progress.lock  # guards all that follows but the last four
         self._closed = False
-        self._creating = False  # the own outbox, by the thread that holds the lock
         self._own: Optional[Backlog] = None
         self._spare: Optional[Backlog] = None  # in memory, while the disk fails
         self._numbers: dict[str, int] = {}  # of each session's last turn
@@ -155,21 +158,24 @@ class Intake:
         backlog = self._own
         if backlog is not None and backlog.outbox.is_there():
             return backlog
-        with self._lock:
-            if self._creating:
-                raise OutboxUnavailable("a finalizer interrupted the creation of the outbox")
-            if self._own is None or not self._own.outbox.is_there():
+        if self._is_nested():
+            raise OutboxUnavailable("a finalizer interrupted the creation of the outbox")
+        with self.making:
+            backlog = self._own
+            if backlog is None or not backlog.outbox.is_there():
                 # This process goes on delivering a file that was removed, as
                 # far as it gets; new turns go where the next process finds them.
-                self._creating = True
-                try:
-                    self._own = self._files.create()
-                finally:
-                    self._creating = False
-                self._delivery.add(self._own)
-                if self._closed:
-                    self._on_late()
-            return self._own
+                backlog = self._files.create()
+                with self._lock:
+                    self._own = backlog
+                    self._delivery.add(backlog)
+                    if self._closed:
+                        self._on_late()
+            return backlog
+
+    def _is_nested(self) -> bool:
+        """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
+        return holds(self.making) or is_inside()
 
     def save(self) -> bool:
         """Move what is in memory to disk, if that takes it now; return whether some is left.
@@ -272,7 +278,7 @@ class Intake:
                 self.drop(backlog)
                 self._wake()
             except OutboxUnavailable as error:
-                if self._creating or is_inside():
+                if self._is_nested():
                     return None
                 return self._keep_in_memory(put, error)
             except ValueError:

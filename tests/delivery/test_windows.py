@@ -247,6 +247,38 @@ def test_a_finalizer_inside_the_database(write: Any, monkeypatch, beside: str) -
     assert writer.counters().given == 3
 
 
+def test_a_finalizer_while_a_file_is_created(
+    write: Any, state: Path, server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gives a turn as its thread opens a file, beside a first put that waits for that."""
+    end_with_turns(nobody(), state)
+    opening, creating = threading.Event(), threading.Event()
+    connect, create = sqlite._connect, spool.create
+    given: list[bool] = []
+
+    def finalize(*arguments: Any) -> Any:
+        connection = connect(*arguments)
+        if threading.current_thread() is not threading.main_thread() and not given:
+            opening.set()
+            assert creating.wait(LIMIT)
+            given.append(writer.put(turn(4), session="t"))
+        return connection
+
+    def note(folder: Path) -> Any:
+        creating.set()
+        return create(folder)
+
+    monkeypatch.setattr(sqlite, "_connect", finalize)
+    monkeypatch.setattr(spool, "create", note)
+    writer = write(server.url, retain_idle_seconds=0)
+    writer._engine.wake()
+    assert opening.wait(LIMIT)
+    assert writer.put(turn(3), session="t")
+    assert writer.flush(LIMIT)
+    assert given == [False]  # the worker took it once it had left SQLite
+    assert sorted(stored(server.url)["t"]) == sorted(texts([3, 4]))
+
+
 def test_an_interrupt_before_the_worker_is_submitted(
     write: Any, server: Serving, monkeypatch
 ) -> None:
