@@ -52,10 +52,10 @@ class Progress:
     """Counts turns by source, and wakes waiting threads when one advances or a server fails.
 
     Guarantees:
-        ``lock`` is the engine's only lock: it guards everything here, the hints
-        of each backlog, and what else the classes of the engine say. Nobody
-        holds it during a request, a callback or a big transaction. It is
-        re-entrant, as a finalizer may come in anywhere.
+        ``lock`` is the engine's lock: it guards everything here, the hints of
+        each backlog, and what else the classes of the engine say. Nobody holds
+        it during a request, a callback or a call of SQLite, inside which a
+        finalizer may wait for it. It is re-entrant for the same reason.
         Threads that wait hold no lock, and what wakes each is a lock of its own:
         a Ctrl-C cannot leave one in a wrong state.
     """
