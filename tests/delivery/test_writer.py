@@ -525,14 +525,14 @@ def test_a_document_that_never_gets_through_stops_no_other(server: Serving, writ
         writer = write(proxy.url)
         for number in range(9):
             writer.put(poison if number == 4 else turn(number), session=f"s{number}")
-        for sends in range(1, 5):  # one batch of all, again and again
+        for sends in range(1, 5):  # one batch of all, or nearly all, again and again
             assert not writer.flush(0)
             eventually(lambda sends=sends: len(proxy.exchanges) >= sends)
-        assert stored(server.url) == {}
+        assert "s4" not in stored(server.url)
         writer.put(turn(9), session="s9", immediate=True)
         expected = {f"s{n}": texts([n]) for n in range(10) if n != 4}
         eventually(lambda: writer.flush(0.1) or stored(server.url) == expected)
-        assert writer.counters().waiting == 1
+        eventually(lambda: writer.counters().waiting == 1)
         proxy.plan = lambda exchange: None
         assert writer.flush(60, completed=True)
         writer.close()
