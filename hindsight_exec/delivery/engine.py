@@ -222,7 +222,7 @@ class Engine:
         """Raise RuntimeError on a thread that the delivery may have to wait for."""
         delivers = threading.current_thread() is self.delivery.thread and self.delivery.running
         wakes = threading.get_ident() in self._waking
-        held = any(map(holds, (self.lock, self.files.opening, self.intake.making)))
+        held = holds(self.lock) or holds(self.files.opening)
         is_inside = held or is_inside_client() or is_inside_outbox()
         if delivers or wakes or is_inside:
             raise RuntimeError(

@@ -10,7 +10,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Callable, Optional, Sequence, TypeVar
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxUnavailable
-from hindsight_exec.executor.locks import holds
 from hindsight_exec.executor.waiting import now
 from hindsight_exec.outbox.forks import is_inside
 from hindsight_exec.outbox.store import MAX_SOURCES, Outbox
@@ -66,11 +65,9 @@ class Intake:
         self._notify = notify
         self._wake = wake
         self._on_late = on_late
-        # Held while the file is created. The lock below is not: a finalizer may wait
-        # for it inside SQLite, which the creation may have to wait for.
-        self.making = threading.RLock()
         self._lock = delivery.progress.lock  # guards all that follows but the last four
         self._closed = False
+        self._creating = False  # the own outbox, by the thread that holds the lock
         self._own: Optional[Backlog] = None
         self._spare: Optional[Backlog] = None  # in memory, while the disk fails
         self._numbers: dict[str, int] = {}  # of each session's last turn
@@ -158,24 +155,21 @@ class Intake:
         backlog = self._own
         if backlog is not None and backlog.outbox.is_there():
             return backlog
-        if self._is_nested():
-            raise OutboxUnavailable("a finalizer interrupted the creation of the outbox")
-        with self.making:
-            backlog = self._own
-            if backlog is None or not backlog.outbox.is_there():
+        with self._lock:
+            if self._creating:
+                raise OutboxUnavailable("a finalizer interrupted the creation of the outbox")
+            if self._own is None or not self._own.outbox.is_there():
                 # This process goes on delivering a file that was removed, as
                 # far as it gets; new turns go where the next process finds them.
-                backlog = self._files.create()
-                with self._lock:
-                    self._own = backlog
-                    self._delivery.add(backlog)
-                    if self._closed:
-                        self._on_late()
-            return backlog
-
-    def _is_nested(self) -> bool:
-        """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
-        return holds(self.making) or is_inside()
+                self._creating = True
+                try:
+                    self._own = self._files.create()
+                finally:
+                    self._creating = False
+                self._delivery.add(self._own)
+                if self._closed:
+                    self._on_late()
+            return self._own
 
     def save(self) -> bool:
         """Move what is in memory to disk, if that takes it now; return whether some is left.
@@ -226,25 +220,20 @@ class Intake:
         progress = self._delivery.progress
         thread = threading.get_ident()
         try:
-            if not is_counted:
-                # Before it is put: the worker may send it before this thread's next step.
-                progress.given(sources, turns)
             if thread != threading.main_thread().ident:
                 self._putting.add(thread)
             elif not self._is_used:
                 self._paused_at = 0.0
             self._is_used = True
             kept = self._keep(put)
-        except BaseException:
-            progress.refused(sources, turns)
-            raise
         finally:
             if thread in self._putting:
                 self._paused_at = now() + _PAUSE
                 self._putting.discard(thread)
         with progress.lock:
-            if kept is not None:
-                progress.taken(sources, turns)
+            if not is_counted:
+                for source in sources:
+                    progress.given(source, turns)
             should_wake = kept is None or note(*kept)
         if kept is None:
             self._deferred.append(lambda: self._take(sources, turns, put, note, is_counted=True))
@@ -278,7 +267,7 @@ class Intake:
                 self.drop(backlog)
                 self._wake()
             except OutboxUnavailable as error:
-                if self._is_nested():
+                if self._creating or is_inside():
                     return None
                 return self._keep_in_memory(put, error)
             except ValueError:

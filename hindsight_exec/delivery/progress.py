@@ -52,10 +52,10 @@ class Progress:
     """Counts turns by source, and wakes waiting threads when one advances or a server fails.
 
     Guarantees:
-        ``lock`` is the engine's lock: it guards everything here, the hints of
-        each backlog, and what else the classes of the engine say. Nobody holds
-        it during a request, a callback or a call of SQLite, inside which a
-        finalizer may wait for it. It is re-entrant for the same reason.
+        ``lock`` is the engine's only lock: it guards everything here, the hints
+        of each backlog, and what else the classes of the engine say. Nobody
+        holds it during a request, a callback or a big transaction. It is
+        re-entrant, as a finalizer may come in anywhere.
         Threads that wait hold no lock, and what wakes each is a lock of its own:
         a Ctrl-C cannot leave one in a wrong state.
     """
@@ -65,7 +65,6 @@ class Progress:
         self.counters = Counters()
         self.waiting: dict[Source, int] = {}  # turns not accepted
         self.unfinished: dict[Source, int] = {}  # turns not completed
-        self.putting: dict[Source, int] = {}  # those of them that may be in no file yet
         # Failed requests by URL and credential, for the threads that wait.
         self.failures: dict[tuple[str, str], int] = {}
         self.watchers = 0  # threads that wait for completion
@@ -110,29 +109,13 @@ class Progress:
         with self.lock:
             return {name for at, name in self._processed if at >= since}
 
-    def given(self, sources: Iterable[Source], turns: int = 1) -> None:
-        """Count turns that the outbox is about to take."""
-        with self.lock:
-            if not self.waiting:
-                self.advanced_at = now()
-            for source in sources:
-                self.counters.given += turns
-                for counts in (self.waiting, self.unfinished, self.putting):
-                    counts[source] = counts.get(source, 0) + turns
-
-    def taken(self, sources: Iterable[Source], turns: int = 1) -> None:
-        """Note that the outbox has taken them."""
-        with self.lock:
-            _subtract(self.putting, [(source, turns) for source in sources])
-
-    def refused(self, sources: Iterable[Source], turns: int = 1) -> None:
-        """Take back what :meth:`given` counted: the outbox did not take it."""
-        with self.lock:
-            for source in sources:
-                self.counters.given -= turns
-                for counts in (self.waiting, self.unfinished, self.putting):
-                    _subtract(counts, [(source, turns)])
-            self.notify_all()
+    def given(self, source: Source, turns: int = 1) -> None:
+        """Count turns that the outbox has taken. Called with the lock held."""
+        if not self.waiting:
+            self.advanced_at = now()
+        self.counters.given += turns
+        self.waiting[source] = self.waiting.get(source, 0) + turns
+        self.unfinished[source] = self.unfinished.get(source, 0) + turns
 
     def accepted(self, turns: TurnsBySource, *, own: bool) -> None:
         """Count turns that the server has; ``own`` if this process was given them."""
@@ -164,10 +147,7 @@ class Progress:
     def counts(self) -> list[dict[Source, int]]:
         """Return copies of the numbers of turns not accepted and not completed, for :meth:`limit`."""
         with self.lock:
-            counts = [self.waiting.copy(), self.unfinished.copy()]
-            for one in counts:
-                _subtract(one, list(self.putting.items()))
-            return counts
+            return [self.waiting.copy(), self.unfinished.copy()]
 
     def limit(
         self, before: list[dict[Source, int]], unfinished: Iterable[tuple[Source, int, int]]

@@ -360,8 +360,9 @@ class RetainWriter:
         if taker is not engine:
             # Another writer's engine delivers it; flush() of this closed writer
             # does not know when.
-            engine.delivery.progress.given(sources, turns)
-            engine.delivery.progress.taken(sources, turns)
+            with engine.delivery.progress.lock:
+                for source in sources:
+                    engine.delivery.progress.given(source, turns)
         # After it was counted: flush() on another thread forgets a source that
         # has no turn.
         for source in sources:

@@ -36,8 +36,6 @@ logger = logging.getLogger("hindsight_exec")
 _SAID = ("user", "assistant")
 # Texts of which it is known that they are on disk: more than fit into a model's context.
 _KNOWN_TEXTS = 8192
-# Seconds after which it is known whether the server takes the API key.
-_TO_BE_REFUSED = 2.0
 
 
 class Note(NamedTuple):
@@ -216,10 +214,7 @@ class Retention:
         """
         dead = self.writer.counters().own_dead
         session = self._sessions.current.session
-        first = min(timeout, _TO_BE_REFUSED)
-        done = self.writer.flush(first, session=session, completed=True)
-        if not done and not self.writer.paused:  # or nothing is sent until the key changes
-            done = self.writer.flush(timeout - first, session=session, completed=True)
+        done = self.writer.flush(timeout, session=session, completed=True)
         if self.writer.counters().own_dead > dead:
             raise HindsightExecError(
                 "the server refused it; run 'hindsight-exec dead list' to see why"

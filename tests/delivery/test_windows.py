@@ -157,29 +157,6 @@ def test_a_put_while_counts_are_corrected(write: Any, monkeypatch) -> None:
     assert writer.counters().waiting == 2
 
 
-def test_sent_before_its_thread_goes_on(
-    server: Serving, write: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A turn that the server has processed before `put` returns does not count as waiting."""
-    writer = write(server.url)
-    writer.put(turn(1), session="s")
-    put_for = Outbox.put_for
-
-    def slowly(self: Outbox, sources: Any, one: Any) -> Any:
-        known = put_for(self, sources, one)
-        writer._engine.delivery.end()  # of the first turn: its document takes the second along
-        writer._engine.delivery.watch(True)
-        writer._engine.wake()
-        eventually(lambda: writer.counters().completed == 2)
-        return known
-
-    monkeypatch.setattr(Outbox, "put_for", slowly)
-    writer.put(turn(2), session="s")
-    assert writer.counters().waiting == 0
-    assert writer.flush(60, completed=True)
-    assert stored(server.url)["s"] == texts([1, 2])
-
-
 def test_a_start_as_the_worker_ends(write: Any, server: Serving) -> None:
     """The worker is woken before it can find that nothing is left to do."""
     writer = write(server.url)
@@ -245,38 +222,6 @@ def test_a_finalizer_inside_the_database(write: Any, monkeypatch, beside: str) -
         thread.join(20)
         assert not thread.is_alive()
     assert writer.counters().given == 3
-
-
-def test_a_finalizer_while_a_file_is_created(
-    write: Any, state: Path, server: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that gives a turn as its thread opens a file, beside a first put that waits for that."""
-    end_with_turns(nobody(), state)
-    opening, creating = threading.Event(), threading.Event()
-    connect, create = sqlite._connect, spool.create
-    given: list[bool] = []
-
-    def finalize(*arguments: Any) -> Any:
-        connection = connect(*arguments)
-        if threading.current_thread() is not threading.main_thread() and not given:
-            opening.set()
-            assert creating.wait(LIMIT)
-            given.append(writer.put(turn(4), session="t"))
-        return connection
-
-    def note(folder: Path) -> Any:
-        creating.set()
-        return create(folder)
-
-    monkeypatch.setattr(sqlite, "_connect", finalize)
-    monkeypatch.setattr(spool, "create", note)
-    writer = write(server.url, retain_idle_seconds=0)
-    writer._engine.wake()
-    assert opening.wait(LIMIT)
-    assert writer.put(turn(3), session="t")
-    assert writer.flush(LIMIT)
-    assert given == [False]  # the worker took it once it had left SQLite
-    assert sorted(stored(server.url)["t"]) == sorted(texts([3, 4]))
 
 
 def test_an_interrupt_before_the_worker_is_submitted(
