@@ -15,6 +15,7 @@ import threading
 from typing import Any, Callable, Optional
 
 from hindsight_exec.errors import OutboxFull
+from hindsight_exec.executor.locks import holds
 
 from .sqlite import Database
 
@@ -71,7 +72,7 @@ class CommittingDatabase(Database):
             single: ``insert`` runs one statement only, which commits itself.
         """
         waiting = self._waiting
-        if not waiting and not self.lock.locked():
+        if not waiting and not self.user:
             self._write_alone(insert, single=single)
             return
         mine = _Write(insert, table)
@@ -79,7 +80,8 @@ class CommittingDatabase(Database):
         try:
             waiting.append(mine)
             while not mine.done:
-                leads = self._is_first(mine) or self._has_waited(mine)
+                # A finalizer that came in between the lock and its step can wait for nobody.
+                leads = self._is_first(mine) or holds(self.lock) or self._has_waited(mine)
                 if leads:
                     with self.access, self.step:
                         if not mine.done:

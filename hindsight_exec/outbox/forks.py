@@ -137,7 +137,7 @@ def is_inside() -> bool:
     """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
     process = this_process()
     return holds(process.lock) or any(
-        database.used_by_this_thread() for database in process.databases.all()
+        holds(database.lock) for database in process.databases.all()
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence, TypeVar
 from urllib.parse import quote
 
 from hindsight_exec.errors import OutboxCorrupt, OutboxUnavailable
+from hindsight_exec.executor.locks import holds
 
 from .forks import Inherited, this_process
 from .spool import sync_names
@@ -40,11 +41,11 @@ T = TypeVar("T")
 class Database:
     """An open file, safe from any thread by ``with database.access, database.step:``.
 
-    The first takes the lock, and is a ``with`` on a plain lock because Ctrl-C
-    cannot come between taking that and being inside. The second makes SQLite's
-    errors ours. The other managers are used inside these two. They are classes
-    because a generator that Ctrl-C leaves behind runs its ``finally`` whenever it
-    is collected: in the middle of another thread's transaction.
+    The first takes the lock, and is a ``with`` on the lock itself because Ctrl-C
+    cannot come between taking that and being inside. A finalizer can, with steps of
+    its own: so it is re-entrant. The second makes SQLite's errors ours. The other
+    managers are used inside these two. They are classes because a generator that
+    Ctrl-C leaves behind runs its ``finally`` in another thread's transaction.
 
     Args:
         path: The file, or None to keep everything in memory.
@@ -81,7 +82,7 @@ class Database:
         self.name = str(path or "in memory")
         self.bytes = 0
         self.known: dict[Any, Any] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.step = _Step(self)
         self.synced = _Level(self, "FULL")
         self.unsynced = _Level(self, "NORMAL")
@@ -143,24 +144,23 @@ class Database:
     # --- steps --------------------------------------------------------------
 
     @property
-    def access(self) -> threading.Lock:
+    def access(self) -> threading.RLock:
         """The lock, after a check that this thread may wait for it."""
         if self._pid != os.getpid():
             raise self.inherited()
         if self.user and self.used_by_this_thread():
             raise OutboxUnavailable(
-                f"the outbox {self.name} is in use by this very thread, which a finalizer or a "
-                "signal handler interrupted"
+                f"a finalizer or a signal handler interrupted this very thread in {self.name}"
             )
         return self.lock
 
     def used_by_this_thread(self) -> bool:
         # Another thread may have it, if Ctrl-C kept this one from saying that it left.
-        return self.user == threading.get_ident() and self.lock.locked()
+        return self.user == threading.get_ident() and holds(self.lock)
 
     def disown(self) -> object:
-        """In a forked child, return the connection, to be kept: closing it changes the file."""
-        # This thread may be inside a step of its parent's.
+        """Give up and return the connection, in a forked child, perhaps inside a step."""
+        # The caller keeps it: closing it would change the parent's file.
         connection, self.connection = self.connection, Inherited(self)  # type: ignore[assignment]
         return connection
 
@@ -227,11 +227,13 @@ class Database:
     def _empty_log(self) -> bool:
         try:
             self.first(f"PRAGMA wal_autocheckpoint = {_SMALL_LOG}")
-            busy, *_ = self.first("PRAGMA wal_checkpoint(TRUNCATE)")
-            # SQLite does not sync that the log is empty, and has no lock on it to be dropped.
+            # One that truncates waits for other programs that read, which is worth a hole only.
+            kind = "(TRUNCATE)" if self.log_has_hole else ""
+            busy, frames, moved = self.first(f"PRAGMA wal_checkpoint{kind}")
+            # SQLite does not sync that the log is empty. Closing this drops no lock of SQLite's.
             with Path(self._log or "").open("r+b") as log:
                 os.fsync(log.fileno())
-            if not busy:
+            if not busy and frames == moved:
                 self.log_is_suspect = self.log_has_hole = False
         except (sqlite3.Error, OSError) as error:
             self.note(error)
@@ -252,11 +254,8 @@ class Database:
         return self.connection.execute(sql, values)
 
     def first(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        """The first row, or None. Called in a step.
-
-        It reads to the end: on PyPy, a statement with rows left stays open,
-        and no transaction can be committed beside it.
-        """
+        """The first row, or None. Called in a step."""
+        # To the end: on PyPy, a statement with rows left holds up every commit.
         return next(iter(self.execute(sql, values).fetchall()), None)
 
     def pragma(self, name: str) -> int:

@@ -17,7 +17,8 @@ from hindsight.server import eventually
 
 from hindsight_exec.conversation.turns import Turn
 from hindsight_exec.errors import OutboxCorrupt, OutboxFull, OutboxUnavailable
-from hindsight_exec.outbox import commits
+from hindsight_exec.executor.locks import holds
+from hindsight_exec.outbox import commits, sqlite
 from hindsight_exec.outbox.store import Outbox
 
 
@@ -45,11 +46,13 @@ class Givers:
         """Start threads inside it; when it ends, as many wait and go on, perhaps in vain."""
         database = self.outbox._db
         with database.lock:
+            database.user = -1  # some other thread
             yield
             eventually(lambda: len(database._waiting) == count)
             database.connection.set_trace_callback(self.statements.append)
             if close:
                 database.connection.close()
+            database.user = 0
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive()
@@ -240,7 +243,7 @@ def lead_and_follow(outbox: Outbox, place: int, lead: int, others: range) -> tup
     for follower in followers:
         follower.join(30)
         assert not follower.is_alive()
-    assert not database.lock.locked()
+    assert not holds(database.lock)
     return bool(raised), returned
 
 
@@ -304,3 +307,36 @@ def test_a_leader_whose_commit_is_in_doubt(outbox: Outbox, givers: Givers) -> No
     assert outcome == ["interrupted"]
     assert sorted(numbers(outbox)) == [0, 1, 2, 3]
     assert [givers.results[number] for number in (1, 2, 3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_finalizer_between_the_lock_and_its_step(tmp_path: Path, others: int) -> None:
+    """A put of one that comes in just there is committed, also beside threads that wait."""
+    outbox = Outbox(tmp_path / "outbox.db")
+    given: list[Any] = []
+    waiting = [
+        threading.Thread(target=lambda: outbox.put(source(), turn(3))) for _ in range(others)
+    ]
+
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is sqlite._Step.__enter__.__code__:
+            sys.settrace(None)
+            outbox._db.user = -1  # as if it were of the moment before: the others queue
+            for thread in waiting:
+                thread.start()
+            eventually(lambda: len(outbox._db._waiting) == others)
+            outbox._db.user = 0
+            given.append(outbox.put(source("finalizer"), turn(1)))
+
+    def give() -> None:
+        sys.settrace(trace)
+        given.append(outbox.put(source(), turn(2)))
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    thread.join(60)
+    assert len(given) == 2
+    for one in waiting:
+        one.join(60)
+    assert outbox.summary().waiting == 2 + others
+    outbox.close()
