@@ -192,8 +192,13 @@ class Retention:
             stored += turn_messages(**sides, at=at, user_prefix=label, assistant_prefix=label)
         return stored
 
-    def keep_note(self, note: Note) -> None:
-        """Have a note on disk when this returns; it is sent at once."""
+    def keep_note(self, note: Note) -> int:
+        """Have a note on disk when this returns; it is sent at once.
+
+        Returns how many turns were dead before, for :meth:`wait_for_note`: the
+        server may refuse the note before this returns.
+        """
+        dead = self.writer.counters().own_dead
         about = self._about(self._sessions.current)
         about["tags"] = tuple(dict.fromkeys((*about["tags"], *note.tags)))
         shown = redact if self._settings.redact else str
@@ -205,14 +210,18 @@ class Retention:
             timestamp=note.occurred_at,
             **about,
         )
+        return dead
 
-    def wait_for_note(self, timeout: float) -> None:
+    def wait_for_note(self, timeout: float, dead: int) -> None:
         """Wait until the server has processed what was kept in this session.
+
+        Args:
+            timeout: Seconds to wait at most.
+            dead: What :meth:`keep_note` returned.
 
         Raises:
             HindsightExecError: It has not, and why, as far as that is known.
         """
-        dead = self.writer.counters().own_dead
         session = self._sessions.current.session
         done = self.writer.flush(timeout, session=session, completed=True)
         if self.writer.counters().own_dead > dead:

@@ -126,9 +126,9 @@ def call(
             note = note_of(args)
             if retention is None:
                 return error(f"{name} failed: memory is read-only here")
-            retention.keep_note(note)
+            dead = retention.keep_note(note)
             if not settings.retain_async:
-                retention.wait_for_note(min(settings.timeout, _LONGEST_WAIT))
+                retention.wait_for_note(min(settings.timeout, _LONGEST_WAIT), dead)
                 return json.dumps({"result": "It is stored."})
             text = "It is kept, and will be stored even if this process ends."
             return json.dumps({"result": text, "queued": True})

@@ -136,9 +136,7 @@ def _renew() -> None:
 def is_inside() -> bool:
     """Whether a finalizer or a signal handler interrupted this thread inside an outbox."""
     process = this_process()
-    return holds(process.lock) or any(
-        holds(database.lock) for database in process.databases.all()
-    )
+    return holds(process.lock) or any(holds(database.lock) for database in process.databases.all())
 
 
 def _before_fork() -> None:

@@ -7,6 +7,9 @@ from datetime import datetime
 
 import pytest
 
+from hindsight_exec.hermes.retention import Retention
+
+from .recording import until
 from .test_recall import found
 
 
@@ -95,6 +98,21 @@ def test_retaining_and_waiting_in_vain(make, hindsight, status, says, timeout):
     error = call(provider, "hindsight_retain", content="kept")["error"]
     assert says in error
     assert ("saved on disk" in error) == (status != 422)
+
+
+def test_a_note_that_is_refused_at_once(make, hindsight, monkeypatch):
+    """With retain_async off, a refusal that comes before anybody waits is told as well."""
+    hindsight.answer("/memories", 422, {"detail": "no"})
+    provider = make(retain_async=False)
+    keep_note = Retention.keep_note
+
+    def slowly(self, note):
+        dead = keep_note(self, note)
+        until(lambda: self.writer.counters().own_dead)
+        return dead
+
+    monkeypatch.setattr(Retention, "keep_note", slowly)
+    assert "dead list" in call(provider, "hindsight_retain", content="kept")["error"]
 
 
 def test_recalling(make, hindsight):
