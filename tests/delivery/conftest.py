@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from serving import Serving
+from serving import Serving, ServingProcess
 
 from hindsight_exec.delivery.writer import RetainWriter
 from hindsight_exec.settings.config import Settings
@@ -23,6 +23,15 @@ def server() -> Iterator[Serving]:
     serving = Serving()
     yield serving
     serving.close()
+
+
+@pytest.fixture
+def server_process(tmp_path: Path) -> Iterator[ServingProcess]:
+    """For tests that kill it, or that fork: a thread would be inside its own SQLite then."""
+    serving = ServingProcess(tmp_path / "data")
+    serving.start()
+    yield serving
+    serving.kill()
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def test_turns_in_memory_go_to_disk(mounted: Any, write: Any, run: Any) -> None:
         "for number in range(150):\n"
         "    writer.put(turn(number, 'x' * 2000), session='s')\n"
         "writer.put(turn(150), session='t', immediate=True)\n"
-        "while not (told := [one for one in trouble if 'in memory' in one]):\n"
+        "while not (told := [one for one in trouble if 'unreachable' not in one]):\n"
         "    time.sleep(0.01)\n"
         "assert len(told) == 1, trouble\n"
         "ballast.unlink()\n"

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -29,15 +28,6 @@ pytestmark = [
 
 PACKAGE = Path(hindsight_exec.__file__).parent
 ROOMS = (str(PACKAGE / "client"), str(PACKAGE / "delivery"))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServingProcess]:
-    """A process: a thread that serves would be inside its own SQLite when these tests fork."""
-    serving = ServingProcess(tmp_path / "data")
-    serving.start()
-    yield serving
-    serving.kill()
 
 
 def fork_without_hooks() -> int:
@@ -71,13 +61,13 @@ def in_child(fork: Callable[[], int], program: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks], ids=["hooks", "no hooks"])
 def test_a_child_is_free_of_its_parents_locks(
-    server: ServingProcess, tmp_path: Path, fork: Callable[[], int]
+    server_process: ServingProcess, tmp_path: Path, fork: Callable[[], int]
 ) -> None:
     """Wherever the other thread is: the child gives and sends its own turn, the parent its own."""
     number = 1
     while True:
         bank = f"b{number}"
-        settings = Settings(api_url=server.url, bank_id=bank, drain_timeout=30)
+        settings = Settings(api_url=server_process.url, bank_id=bank, drain_timeout=30)
         writer = RetainWriter(settings, state=tmp_path / bank)
         reached, go_on = threading.Event(), threading.Event()
 
@@ -114,7 +104,7 @@ def test_a_child_is_free_of_its_parents_locks(
         assert status == 0, number
         assert writer.flush(60), number
         assert writer.close(), number
-        assert stored(server.url, bank) == {"s": texts([1]), "child": texts([2])}, number
+        assert stored(server_process.url, bank) == {"s": texts([1]), "child": texts([2])}, number
         if not strike.struck:
             break
         number += 11
@@ -123,10 +113,12 @@ def test_a_child_is_free_of_its_parents_locks(
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks], ids=["hooks", "no hooks"])
 def test_children_beside_a_busy_delivery(
-    server: ServingProcess, tmp_path: Path, fork: Callable[[], int]
+    server_process: ServingProcess, tmp_path: Path, fork: Callable[[], int]
 ) -> None:
     """Children forked while turns are delivered send each turn once, over connections of their own."""
-    settings = Settings(api_url=server.url, bank_id="b", drain_timeout=30, retain_idle_seconds=0)
+    settings = Settings(
+        api_url=server_process.url, bank_id="b", drain_timeout=30, retain_idle_seconds=0
+    )
     writer = RetainWriter(settings, state=tmp_path / "state")
     for number in range(40):
         writer.put(turn(number), session="s")
@@ -145,4 +137,4 @@ def test_children_beside_a_busy_delivery(
     assert writer.flush(60, completed=True)
     assert writer.close()
     expected = {f"child{number}": texts(range(3)) for number in (5, 15, 25, 35)}
-    assert stored(server.url) == {"s": texts(range(40)), **expected}
+    assert stored(server_process.url) == {"s": texts(range(40)), **expected}

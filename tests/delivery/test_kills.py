@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -81,14 +80,6 @@ class Giver:
         self.process.close()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServingProcess]:
-    serving = ServingProcess(tmp_path / "data")
-    serving.start()
-    yield serving
-    serving.kill()
-
-
 def deliver_the_rest(url: str, state: Path) -> None:
     """Start once more, undisturbed, and wait until nothing waits any longer."""
     patience = threading.Event()
@@ -107,10 +98,10 @@ def check(found: list[str], taken: list[str]) -> None:
     assert [one for one in found if one in set(taken)] == taken
 
 
-def kill_clients(rounds: int, seed: int, server: ServingProcess, state: Path) -> None:
+def kill_clients(rounds: int, seed: int, server_process: ServingProcess, state: Path) -> None:
     chance = random.Random(seed)
     taken: list[str] = []
-    with Proxy(server.url) as proxy, ExitStack() as givers:
+    with Proxy(server_process.url) as proxy, ExitStack() as givers:
         for number in range(rounds):
             giver = givers.enter_context(Giver(proxy.url, state, str(number), "s", 60))
             how = chance.choice(["put", "request", "answer", "exit", "cuts"])
@@ -138,60 +129,62 @@ def kill_clients(rounds: int, seed: int, server: ServingProcess, state: Path) ->
             taken += giver.wait()
         proxy.plan = lambda exchange: None
         deliver_the_rest(proxy.url, state)
-    check(stored(server.url)["s"], taken)
+    check(stored(server_process.url)["s"], taken)
 
 
 @pytest.mark.timeout(300)
-def test_killed_at_random(server: ServingProcess, tmp_path: Path) -> None:
+def test_killed_at_random(server_process: ServingProcess, tmp_path: Path) -> None:
     """After put(), during a send, before the answer, at exit: 20 kills, nothing lost or doubled."""
-    kill_clients(20, 1, server, tmp_path / "state")
+    kill_clients(20, 1, server_process, tmp_path / "state")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", range(2, 12))
-def test_killed_at_random_for_long(server: ServingProcess, tmp_path: Path, seed: int) -> None:
+def test_killed_at_random_for_long(
+    server_process: ServingProcess, tmp_path: Path, seed: int
+) -> None:
     """The same with 200 kills and more."""
-    kill_clients(30, seed, server, tmp_path / "state")
+    kill_clients(30, seed, server_process, tmp_path / "state")
 
 
-def kill_servers(rounds: int, seed: int, server: ServingProcess, state: Path) -> None:
+def kill_servers(rounds: int, seed: int, server_process: ServingProcess, state: Path) -> None:
     chance = random.Random(seed)
     patience = threading.Event()
     taken: list[str] = []
     for number in range(rounds):
-        with Giver(server.url, state, str(number), "s", 40) as giver:
+        with Giver(server_process.url, state, str(number), "s", 40) as giver:
             giver.kill_after(chance.randint(20, 60))
             patience.wait(chance.random())
-            server.kill()
+            server_process.kill()
             patience.wait(chance.random() / 4)
-            server.start()
+            server_process.start()
             taken += giver.wait()
-    deliver_the_rest(server.url, state)
-    check(stored(server.url)["s"], taken)
+    deliver_the_rest(server_process.url, state)
+    check(stored(server_process.url)["s"], taken)
 
 
 @pytest.mark.timeout(300)
-def test_the_server_is_killed_at_random(server: ServingProcess, tmp_path: Path) -> None:
+def test_the_server_is_killed_at_random(server_process: ServingProcess, tmp_path: Path) -> None:
     """The server dies and comes back, with what it had committed: nothing lost or doubled."""
-    kill_servers(6, 1, server, tmp_path / "state")
+    kill_servers(6, 1, server_process, tmp_path / "state")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_the_server_is_killed_for_long(server: ServingProcess, tmp_path: Path) -> None:
+def test_the_server_is_killed_for_long(server_process: ServingProcess, tmp_path: Path) -> None:
     """The same, a hundred times."""
-    kill_servers(100, 2, server, tmp_path / "state")
+    kill_servers(100, 2, server_process, tmp_path / "state")
 
 
-def share_a_folder(rounds: int, seed: int, server: ServingProcess, state: Path) -> None:
+def share_a_folder(rounds: int, seed: int, server_process: ServingProcess, state: Path) -> None:
     chance = random.Random(seed)
     taken: dict[str, list[str]] = {"left": [], "right": []}
 
     def side(session: str, seed: int) -> None:
         own = random.Random(seed)
         for number in range(rounds):
-            with Giver(server.url, state, f"{session}{number}", session, 40) as giver:
+            with Giver(server_process.url, state, f"{session}{number}", session, 40) as giver:
                 if own.random() < 0.7:
                     giver.kill_after(own.randint(1, 40))
                 taken[session] += giver.wait()
@@ -204,20 +197,22 @@ def share_a_folder(rounds: int, seed: int, server: ServingProcess, state: Path) 
         one.start()
     for one in sides:
         one.join()
-    deliver_the_rest(server.url, state)
-    found = stored(server.url)
+    deliver_the_rest(server_process.url, state)
+    found = stored(server_process.url)
     for session, turns in taken.items():
         check(found[session], turns)
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_on_one_folder(server: ServingProcess, tmp_path: Path) -> None:
+def test_two_processes_on_one_folder(server_process: ServingProcess, tmp_path: Path) -> None:
     """Started and killed at random beside each other, they adopt what the other left, once."""
-    share_a_folder(6, 1, server, tmp_path / "state")
+    share_a_folder(6, 1, server_process, tmp_path / "state")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_two_processes_on_one_folder_for_long(server: ServingProcess, tmp_path: Path) -> None:
+def test_two_processes_on_one_folder_for_long(
+    server_process: ServingProcess, tmp_path: Path
+) -> None:
     """The same for more than a minute."""
-    share_a_folder(60, 2, server, tmp_path / "state")
+    share_a_folder(60, 2, server_process, tmp_path / "state")

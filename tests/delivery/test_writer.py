@@ -521,14 +521,16 @@ def test_a_document_that_never_gets_through_stops_no_other(server: Serving, writ
     """A batch that fails again and again lets others go first, and is split once they arrive."""
     poison = [{"role": "user", "content": "poison"}]
     with Proxy(server.url) as proxy:
-        proxy.plan = cut_poison
+        # First all of them: on a slow machine, they go in more than one batch.
+        proxy.plan = lambda exchange: Cut.BEFORE if b"content" in exchange.body else None
         writer = write(proxy.url)
         for number in range(9):
             writer.put(poison if number == 4 else turn(number), session=f"s{number}")
-        for sends in range(1, 5):  # one batch of all, or nearly all, again and again
+        for sends in range(1, 5):  # again and again
             assert not writer.flush(0)
             eventually(lambda sends=sends: len(proxy.exchanges) >= sends)
-        assert "s4" not in stored(server.url)
+        assert stored(server.url) == {}
+        proxy.plan = cut_poison
         writer.put(turn(9), session="s9", immediate=True)
         expected = {f"s{n}": texts([n]) for n in range(10) if n != 4}
         eventually(lambda: writer.flush(0.1) or stored(server.url) == expected)

@@ -99,15 +99,14 @@ def test_on_deadline_that_hangs(run):
         told = threading.Event()
         stuck = DrainingExecutor(thread_name_prefix="stuck", drain_timeout=0.2, on_deadline=hang)
         other = DrainingExecutor(drain_timeout=0.2, on_deadline=told.set)
-        worker = other.submit(threading.current_thread).result()
-        call_at_exit(lambda: worker.join(60), CLOSE)
+        closing.GRACE = 5.0  # a busy machine may need longer than half a second
         stuck.submit(wedge)
         other.submit(lambda: say("told", told.wait()))
         began.wait()
         """
     )
     assert (ended.status, ended.out) == (0, "told True\n")
-    assert "stuck: drain_timeout (0.2 s) expired; 1 job abandoned" in ended.err.splitlines()
+    assert ended.err == "stuck: drain_timeout (0.2 s) expired; 1 job abandoned\n"
 
 
 @pytest.mark.slow

@@ -244,6 +244,8 @@ def lead_and_follow(outbox: Outbox, place: int, lead: int, others: range) -> tup
         follower.join(30)
         assert not follower.is_alive()
     assert not holds(database.lock)
+    assert database.lock.acquire(blocking=False)  # nor does another thread hold it
+    database.lock.release()
     return bool(raised), returned
 
 
